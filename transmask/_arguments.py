@@ -1,0 +1,113 @@
+"""Validate what a caller hands to a public function, once, so that nothing below has to."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .blocks import Array
+from .errors import InvalidArgumentError, InvalidTypeError
+
+__all__ = ["as_axes", "as_mask", "as_weights", "matrix_view"]
+
+_REAL_EXTENSIONS = ("bfloat16", "float8", "float6", "float4", "int4", "uint4", "int2", "uint2")
+
+
+def as_weights(weights: ArrayLike, *, argument: str = "weights") -> Array:
+    """Return `weights` as an array of finite real numbers with at least two axes, without a copy where possible.
+
+    Raises
+    ------
+    InvalidTypeError
+        If the dtype is complex, object, string or anything else that is not real.
+    InvalidArgumentError
+        If there are fewer than two axes, or an entry is NaN or infinite; the message counts them and names the first.
+    """
+    array = np.asarray(weights)
+    if array.dtype.kind not in "biuf" and not array.dtype.name.startswith(_REAL_EXTENSIONS):
+        raise InvalidTypeError(
+            f"`{argument}` must hold real numbers, got dtype {array.dtype}. "
+            + ("Pass its absolute value as scores." if array.dtype.kind == "c" else "Convert it with .astype(float).")
+        )
+    if array.ndim < 2:
+        raise InvalidArgumentError(
+            f"`{argument}` must have at least 2 axes, got shape {array.shape}. A mask is made for matrices."
+        )
+    _refuse_nonfinite(array, argument)
+    return array
+
+
+def _refuse_nonfinite(array: Array, argument: str) -> None:
+    """Raise if an entry is NaN or infinite."""
+    if array.dtype.kind in "biu" or array.dtype.name.startswith(("int", "uint")):
+        return
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(array, dtype=array.dtype if array.dtype.itemsize >= 4 else np.float32)):
+            return  # a NaN or an infinity would have reached the sum; an overflow is looked at below
+    finite = np.isfinite(array)
+    bad = array.size - int(np.count_nonzero(finite))
+    if bad:
+        first = tuple(int(index) for index in np.unravel_index(int(np.argmin(finite)), array.shape))
+        raise InvalidArgumentError(
+            f"`{argument}` must be finite, got {bad} of {array.size} entries NaN or infinite, "
+            f"the first at index {first}: {array[first]}. Replace them before a mask is made."
+        )
+
+
+def as_mask(mask: ArrayLike, *, argument: str = "mask") -> NDArray[np.bool_]:
+    """Return `mask` as bool with at least two axes; numbers are taken if they are all 0 or 1.
+
+    Raises
+    ------
+    InvalidTypeError
+        If the dtype is neither bool nor real.
+    InvalidArgumentError
+        If there are fewer than two axes or an entry is neither 0 nor 1.
+    """
+    array = np.asarray(mask)
+    if array.dtype.kind not in "biuf" and not array.dtype.name.startswith(_REAL_EXTENSIONS):
+        raise InvalidTypeError(f"`{argument}` must be bool, got dtype {array.dtype}. True means kept.")
+    if array.ndim < 2:
+        raise InvalidArgumentError(f"`{argument}` must have at least 2 axes, got shape {array.shape}.")
+    if array.dtype == np.bool_:
+        return array
+    kept = array == 1
+    other = ~(kept | (array == 0))
+    if other.any():
+        first = tuple(int(index) for index in np.unravel_index(int(np.argmax(other)), array.shape))
+        raise InvalidArgumentError(
+            f"`{argument}` must hold only 0 and 1, got {array[first]} at index {first}. True or 1 means kept."
+        )
+    return kept
+
+
+def as_axes(axes: Sequence[int], ndim: int) -> tuple[int, int]:
+    """Return two different non-negative axes of an array with `ndim` axes.
+
+    Raises
+    ------
+    InvalidTypeError
+        If `axes` is not a pair of integers.
+    InvalidArgumentError
+        If an axis is out of range or both are the same.
+    """
+    try:
+        first, second = (operator.index(axis) for axis in axes)
+    except (TypeError, ValueError):
+        raise InvalidTypeError(f"`axes` must be a pair of integers, got {axes!r}.") from None
+    for axis in (first, second):
+        if not -ndim <= axis < ndim:
+            raise InvalidArgumentError(f"`axes` must lie in [{-ndim}, {ndim - 1}], got {(first, second)}.")
+    if first % ndim == second % ndim:
+        raise InvalidArgumentError(
+            f"`axes` must name two different axes, got {(first, second)} for an array with {ndim} axes."
+        )
+    return first % ndim, second % ndim
+
+
+def matrix_view(array: Array, axes: tuple[int, int]) -> Array:
+    """View `array` with the two `axes` moved last, in their order."""
+    return np.moveaxis(array, axes, (-2, -1))

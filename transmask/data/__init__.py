@@ -1,0 +1,1 @@
+"""Data that ships with the package: the trained checkpoint of ``transmask demo``."""

@@ -1,0 +1,269 @@
+"""From weights to masks: validate, cut into blocks, solve, assemble."""
+
+from __future__ import annotations
+
+import operator
+import time
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ._arguments import as_axes, as_weights, matrix_view
+from .blocks import Array, Duals, block_grid, constraints_used, cut, empty_duals, score_dtype
+from .certificate import certify_matrices
+from .errors import InvalidArgumentError, InvalidTypeError
+from .pattern import Constraint, Pattern, PatternLike, as_constraint
+from .result import MaskResult
+from .solvers import Solver, as_solver
+from .threads import resolve_threads
+
+__all__ = ["nm_mask", "solve", "transposable_mask"]
+
+
+def transposable_mask(
+    weights: ArrayLike,
+    pattern: PatternLike,
+    *,
+    constraint: str = "exactly",
+    solver: str | Solver = "auto",
+    axes: tuple[int, int] = (-2, -1),
+    threads: int | None = None,
+) -> NDArray[np.bool_]:
+    """Find the transposable N:M mask that keeps the largest sum of magnitudes.
+
+    On each M x M block, with S = abs(weights):
+
+        maximise   sum_ij S[i, j] X[i, j]
+        subject to every row sum and every column sum of X == N   ("exactly")  or  <= N   ("at_most")
+
+    Parameters
+    ----------
+    weights : array_like, shape (..., R, C)
+        Finite real numbers of any dtype; not modified. Other scores (Wanda, SparseGPT) are passed the same way. Every
+        axis but the two of `axes` is a batch. R and C need not be multiples of M: a block cut by an edge is solved as
+        "at_most" on what is there.
+    pattern : Pattern, str or tuple of two int
+        Such as "2:4": N entries kept of every M.
+    constraint : {"exactly", "at_most"}, default "exactly"
+        "at_most" never keeps less weight, and is as legal on sparse hardware.
+    solver : str or Solver, default "auto"
+        A name from `list_solvers` or an instance with options of its own. "auto" is exact; `choose_solver` tells
+        which solver it is.
+    axes : tuple of two int, default (-2, -1)
+        The axes that form the matrix: (-2, -1) for a linear layer, (0, 1) for a torch convolution (K, C, R, S).
+    threads : int, optional
+        Default: the environment variable TRANSMASK_NUM_THREADS, else every core. The mask does not depend on it.
+
+    Returns
+    -------
+    ndarray of bool, the shape of `weights`
+        True = kept.
+
+    Raises
+    ------
+    InvalidTypeError
+        If an argument has a type or dtype that cannot be used.
+    InvalidArgumentError
+        If a weight is NaN or infinite, or an argument has a value that cannot be used.
+    UnsupportedPatternError
+        If the solver cannot answer the pattern; the message names solvers that can.
+    SolverError
+        If a third-party solver stops without an answer.
+
+    See Also
+    --------
+    solve : The same mask with a proof of how good it is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weights = np.array([[9, 1, 8, 2], [3, 7, 1, 6], [5, 4, 6, 5], [2, 8, 3, 7]])
+    >>> transposable_mask(weights, "2:4").astype(int)
+    array([[1, 0, 1, 0],
+           [0, 1, 0, 1],
+           [1, 0, 1, 0],
+           [0, 1, 0, 1]])
+    """
+    array, chosen, limit, matrix_axes = as_weights(weights), Pattern.of(pattern), as_constraint(constraint), axes
+    mask = np.zeros(array.shape, np.bool_)
+    matrix_axes = as_axes(axes, array.ndim)
+    views = matrix_view(array, matrix_axes), matrix_view(mask, matrix_axes)
+    worker = as_solver(solver, chosen, limit)
+    _fill(*views, None, chosen, limit, worker, resolve_threads(threads), warm=False)
+    return mask
+
+
+def solve(
+    weights: ArrayLike,
+    pattern: PatternLike,
+    *,
+    constraint: str = "exactly",
+    solver: str | Solver = "auto",
+    axes: tuple[int, int] = (-2, -1),
+    threads: int | None = None,
+    start: MaskResult | None = None,
+) -> MaskResult:
+    """Find a transposable N:M mask and prove how good it is.
+
+    The parameters that `transposable_mask` has mean the same here.
+
+    Parameters
+    ----------
+    weights : array_like, shape (..., R, C)
+        Finite real numbers of any dtype; not modified.
+    pattern : Pattern, str or tuple of two int
+        Such as "2:4": N entries kept of every M.
+    constraint : {"exactly", "at_most"}, default "exactly"
+    solver : str or Solver, default "auto"
+    axes : tuple of two int, default (-2, -1)
+    threads : int, optional
+    start : MaskResult, optional
+        A previous result for weights of the same shape, pattern, constraint and axes, whose dual variables are the
+        starting point. It changes how long an exact solver takes, not how good its mask is.
+
+    Returns
+    -------
+    MaskResult
+        The mask, what it keeps, an upper bound that no mask exceeds, and the dual variables that prove the bound.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidArgumentError, UnsupportedPatternError, SolverError
+        As `transposable_mask`; also if `start` does not fit or the solver cannot use one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> result = solve(np.arange(64.0).reshape(8, 8), "2:4")
+    >>> result.kept, result.status.value
+    (1008.0, 'optimal')
+    """
+    array, chosen, limit = as_weights(weights), Pattern.of(pattern), as_constraint(constraint)
+    matrix_axes = as_axes(axes, array.ndim)
+    n_threads = resolve_threads(threads)
+    worker = as_solver(solver, chosen, limit)
+    mask = np.zeros(array.shape, np.bool_)
+    weights_view, mask_view = matrix_view(array, matrix_axes), matrix_view(mask, matrix_axes)
+    if start is None:
+        duals = empty_duals(weights_view.shape, chosen.m)
+    else:
+        duals = _start_duals(start, array, chosen, limit, matrix_axes, worker)
+    began = time.perf_counter()
+    _fill(weights_view, mask_view, duals, chosen, limit, worker, n_threads, warm=start is not None)
+    seconds = time.perf_counter() - began
+    kept, upper_bound = certify_matrices(weights_view, mask_view, duals, chosen, limit, threads=n_threads)
+    block_rows, block_columns = block_grid(weights_view.shape, chosen.m)
+    batch = weights_view.shape[:-2]
+    return MaskResult(
+        mask=mask,
+        pattern=chosen,
+        constraint=limit,
+        axes=matrix_axes,
+        solver=worker.info.name,
+        kept=kept,
+        total=float(np.sum(np.abs(array, dtype=score_dtype(array.dtype)), dtype=np.float64)),
+        upper_bound=upper_bound,
+        n_blocks=int(np.prod(batch, dtype=np.int64)) * block_rows * block_columns,
+        seconds=seconds,
+        u=duals[0],
+        v=duals[1],
+    )
+
+
+def _fill(
+    weights: Array,
+    mask: NDArray[np.bool_],
+    duals: Duals | None,
+    pattern: Pattern,
+    constraint: Constraint,
+    solver: Solver,
+    threads: int,
+    *,
+    warm: bool,
+) -> None:
+    """Solve (..., R, C) weights into `mask`, and into `duals` where they are wanted."""
+    for used in constraints_used(weights.shape, pattern.m, constraint):
+        solver.check(pattern, used)
+    if pattern.n in (0, pattern.m):
+        mask[...] = pattern.n > 0
+        return
+    for blocks in cut(weights, mask, duals, pattern.m, constraint):
+        solver.solve_blocks(blocks, pattern, threads=threads, warm=warm)
+
+
+def _start_duals(
+    start: MaskResult, weights: Array, pattern: Pattern, constraint: Constraint, axes: tuple[int, int], solver: Solver
+) -> Duals:
+    """Copy the dual variables of a previous result, if they fit this problem."""
+    if not isinstance(start, MaskResult):
+        raise InvalidTypeError(f"`start` must be a MaskResult or None, got {type(start).__name__}.")
+    if not solver.warm_startable:
+        raise InvalidArgumentError(
+            f"`start` must be None for the solver {solver.info.name!r}, which has no warm start. Use 'primal_dual'."
+        )
+    for name, had, has in (
+        ("shape", start.mask.shape, weights.shape),
+        ("pattern", str(start.pattern), str(pattern)),
+        ("constraint", start.constraint, constraint),
+        ("axes", start.axes, axes),
+    ):
+        if had != has:
+            raise InvalidArgumentError(
+                f"`start` must be a result for the same {name}, got {had} where the weights have {has}. Leave it out."
+            )
+    return start.u.copy(), start.v.copy()
+
+
+def nm_mask(weights: ArrayLike, pattern: PatternLike, *, axis: int = -1) -> NDArray[np.bool_]:
+    """Keep the N largest magnitudes of every M consecutive entries: the plain, one-sided N:M mask.
+
+    Its transpose holds no pattern. It is what `transposable_mask` is compared with: no transposable mask of the same
+    pattern keeps more.
+
+    Parameters
+    ----------
+    weights : array_like, at least 2 axes
+        Finite real numbers of any dtype; not modified.
+    pattern : Pattern, str or tuple of two int
+        N entries kept of every M.
+    axis : int, default -1
+        The axis along which entries are grouped. Its last group may be shorter than M; it keeps at most N.
+
+    Returns
+    -------
+    ndarray of bool, the shape of `weights`
+        True = kept. Among equal magnitudes the earlier one is kept.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidArgumentError
+        As `transposable_mask`.
+
+    References
+    ----------
+    Zhou et al. 2021, "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch", section 3.
+
+    Examples
+    --------
+    >>> nm_mask([[3.0, -4.0, 1.0, 2.0]], "2:4")
+    array([[ True,  True, False, False]])
+    """
+    array, chosen = as_weights(weights), Pattern.of(pattern)
+    try:
+        axis = operator.index(axis)
+    except TypeError:
+        raise InvalidTypeError(f"`axis` must be an integer, got {axis!r}.") from None
+    if not -array.ndim <= axis < array.ndim:
+        raise InvalidArgumentError(f"`axis` must lie in [{-array.ndim}, {array.ndim - 1}], got {axis}.")
+    lines = np.moveaxis(array, axis, -1)
+    length = lines.shape[-1]
+    groups = -(-length // chosen.m)
+    scores = np.full((*lines.shape[:-1], groups * chosen.m), -1.0, score_dtype(array.dtype))
+    scores[..., :length] = lines
+    np.abs(scores[..., :length], out=scores[..., :length])
+    scores = scores.reshape(*lines.shape[:-1], groups, chosen.m)
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    kept = np.zeros(scores.shape, np.bool_)
+    np.put_along_axis(kept, order[..., : chosen.n], True, axis=-1)
+    flat = kept.reshape(*lines.shape[:-1], groups * chosen.m)[..., :length]
+    return np.ascontiguousarray(np.moveaxis(flat, -1, axis))

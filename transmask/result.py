@@ -1,0 +1,96 @@
+"""What a solve returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .certificate import PROVEN_GAP
+from .pattern import Constraint, Pattern
+
+__all__ = ["MaskResult", "Status"]
+
+
+class Status(Enum):
+    """How good a mask is known to be."""
+
+    OPTIMAL = "optimal"
+    """No mask of the same pattern and constraint keeps more, to the rounding of float64: the certificate proves it."""
+
+    FEASIBLE = "feasible"
+    """The mask holds its constraint; `gap` bounds what a better one could gain. An exact solver closes it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class MaskResult:
+    """A transposable mask with the proof of how good it is.
+
+    Attributes
+    ----------
+    mask : ndarray of bool, the shape of the weights
+        True = kept.
+    pattern : Pattern
+    constraint : {"exactly", "at_most"}
+    axes : tuple of two int
+        The axes of the weights that form the matrix.
+    solver : str
+        Name of the solver that ran.
+    kept : float
+        Sum of abs(weights) over the kept entries, in float64.
+    total : float
+        Sum of abs(weights) over all entries.
+    upper_bound : float
+        No mask of this pattern and constraint keeps more than this; from (u, v) by weak duality.
+    gap : float
+        (upper_bound - kept) / upper_bound, at least 0; 0 where nothing can be kept.
+    status : Status
+    n_blocks : int
+        Number of M x M blocks, cut blocks at the edges included.
+    seconds : float
+        Wall time of the solver alone, without validation and certificate.
+    u : ndarray of float64, shape (..., R, ceil(C / M))
+        Dual variables of the rows, one for each row of each block; the matrix axes moved last.
+    v : ndarray of float64, shape (..., ceil(R / M), C)
+        Dual variables of the columns.
+
+    Notes
+    -----
+    Anyone can verify the bound: with S = abs(weights) of shape (R, C) and M x M blocks,
+
+        slack = S - u.repeat(M, 1)[:, :C] - v.repeat(M, 0)[:R]
+        upper_bound = N * (u.sum() + v.sum()) + slack.clip(0).sum()
+    """
+
+    mask: NDArray[np.bool_]
+    pattern: Pattern
+    constraint: Constraint
+    axes: tuple[int, int]
+    solver: str
+    kept: float
+    total: float
+    upper_bound: float
+    n_blocks: int
+    seconds: float
+    u: NDArray[np.float64]
+    v: NDArray[np.float64]
+
+    @property
+    def gap(self) -> float:
+        """The fraction of the upper bound that a better mask could still gain, at least 0."""
+        return max(0.0, (self.upper_bound - self.kept) / self.upper_bound) if self.upper_bound > 0 else 0.0
+
+    @property
+    def status(self) -> Status:
+        """OPTIMAL where the gap is at most 1e-12, the rounding of float64 sums; else FEASIBLE."""
+        return Status.OPTIMAL if self.gap <= PROVEN_GAP else Status.FEASIBLE
+
+    def __repr__(self) -> str:
+        share = self.kept / self.total if self.total else 1.0
+        return (
+            f"MaskResult({self.pattern} {self.constraint!r}, {self.solver}, {self.n_blocks} blocks of "
+            f"{'x'.join(map(str, self.mask.shape))}: kept {self.kept:.6g} = {share:.2%} of the total, "
+            f"gap {self.gap:.1e}, {self.status.value}, {self.seconds:.3g} s)"
+        )

@@ -1,0 +1,94 @@
+"""How many threads work, and one way to spread independent work over them."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+from .errors import InvalidArgumentError, InvalidTypeError
+
+__all__ = ["ENVIRONMENT_VARIABLE", "resolve_threads", "run_parallel"]
+
+ENVIRONMENT_VARIABLE = "TRANSMASK_NUM_THREADS"
+
+Work = TypeVar("Work")
+
+
+def resolve_threads(threads: int | None) -> int:
+    """Return the number of threads to use.
+
+    Parameters
+    ----------
+    threads : int or None
+        At least 1. None means the environment variable TRANSMASK_NUM_THREADS if it is set, else every core that this
+        process may run on.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    InvalidTypeError
+        If `threads` is neither an integer nor None.
+    InvalidArgumentError
+        If it is below 1, or the environment variable is not a whole number of at least 1.
+
+    Examples
+    --------
+    >>> resolve_threads(3)
+    3
+    """
+    if threads is not None:
+        if isinstance(threads, bool) or not hasattr(threads, "__index__"):
+            raise InvalidTypeError(f"`threads` must be an integer or None, got {threads!r}.")
+        if operator.index(threads) < 1:
+            raise InvalidArgumentError(f"`threads` must be at least 1, got {threads}. Leave it out to use every core.")
+        return operator.index(threads)
+    text = os.environ.get(ENVIRONMENT_VARIABLE, "").strip()
+    if text:
+        if not text.isascii() or not text.isdigit() or int(text) < 1:
+            raise InvalidArgumentError(
+                f"the environment variable {ENVIRONMENT_VARIABLE} must be a whole number of at least 1, got {text!r}. "
+                "Unset it to use every core."
+            )
+        return int(text)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_parallel(function: Callable[[Work], object], items: Iterable[Work], threads: int) -> None:
+    """Call `function` on every item, on at most `threads` threads.
+
+    Threads live as long as the call, so that a fork, a pool of the caller's or a second caller meets none of ours.
+    An exception of any item is raised here once the threads have stopped.
+
+    Parameters
+    ----------
+    function : callable
+        Taking one item. Its result is dropped; calls must not depend on each other.
+    items : iterable
+        Consumed by the calling thread.
+    threads : int
+        1 runs everything in the calling thread.
+    """
+    if threads == 1:
+        for item in items:
+            function(item)
+        return
+    work = iter(items)
+    first = list(islice(work, threads))
+    if len(first) < 2:
+        for item in first:
+            function(item)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        futures = [pool.submit(function, item) for item in first]
+        futures += [pool.submit(function, item) for item in work]
+    for future in futures:
+        future.result()
