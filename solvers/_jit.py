@@ -1,0 +1,68 @@
+"""Compile kernels with numba: lazily, without the interpreter lock, and cached on disk where that is possible.
+
+A kernel is a serial function over blocks; threads are the caller's business. numba keeps the compiled code next to the
+source, in the user's cache folder, or in NUMBA_CACHE_DIR. Kernels that call each other stand in one file: a cached
+caller does not notice that a helper in another file has changed.
+
+With NUMBA_DISABLE_JIT=1 a kernel is the Python function itself.
+"""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numba
+from numba.core.caching import FunctionCache
+
+__all__ = ["kernel"]
+
+
+class BestEffortCache(FunctionCache):
+    """numba's cache on disk, whose failures cost time but not the answer.
+
+    numba tests when a function is decorated whether the folder can be written, and raises if it cannot later on, when
+    the compiled code is stored: the disk is full or the folder is gone. A file that was cut short raises when it is
+    read. Neither is a reason to fail.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return the compiled code for a signature, or None if there is none that can be read."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # pickle raises almost anything on a damaged file
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Store the compiled code for a signature, if that is possible."""
+        try:
+            super().save_overload(sig, data)
+        except Exception:
+            self.disable()
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function when it is first called; a decorator.
+
+    Division by zero gives inf or nan as in numpy instead of raising, so that loops can be vectorised.
+
+    Parameters
+    ----------
+    function : callable
+        Understood by numba's nopython mode.
+
+    Returns
+    -------
+    callable
+        A numba dispatcher, which releases the interpreter lock while it runs; other kernels may call it.
+    """
+    dispatcher: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    config: Any = numba.config
+    if not config.DISABLE_JIT and not config.BOUNDSCHECK:  # numba would load cached code that checks no bounds
+        with suppress(RuntimeError, OSError):  # no folder can be written
+            dispatcher._cache = BestEffortCache(function)  # what enable_caching() does
+    compiled: Callable[..., Any] = dispatcher
+    return compiled
