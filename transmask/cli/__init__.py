@@ -1,0 +1,68 @@
+"""The command line: ``transmask`` and ``python -m transmask``.
+
+One command, one file; to add one, write the file and register its function below. A command returns its exit code,
+or None for 0, and lets errors rise: `main` is the one place that turns them into a line on stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+
+import typer
+
+from ..errors import TransmaskError
+from ._output import INTERRUPTED, WRONG_USE, print_error
+from .solvers import solvers
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Transposable N:M sparsity for checkpoints: W and its transpose keep N of every M, with a proof.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("solvers")(solvers)
+
+
+@app.callback()
+def _root() -> None:
+    """Make `app` a group of commands, however many are registered."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        Without the program's name. Default: those of this process.
+
+    Returns
+    -------
+    int
+        0 done, 1 a check failed, 2 wrong use or input that cannot be used, 130 interrupted.
+    """
+    with contextlib.suppress(ValueError):  # only the main thread can set a handler
+        # A batch system that ends a run sends SIGTERM first: leave through the clean-up of temporary files.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        code = app(arguments, prog_name="transmask", standalone_mode=False) or 0
+    except (TransmaskError, OSError, MemoryError) as error:
+        return print_error(error)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        # Wrong use. typer has carried its own copy of click since 0.27, so there is no class to name for all versions.
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        if message:
+            print_error(f"{message} See transmask --help.")
+        return WRONG_USE
+    if code == INTERRUPTED:
+        print_error("interrupted, nothing was written.")
+    return int(code)

@@ -1,0 +1,133 @@
+"""What every command prints with: tables, lines and JSON on stdout, notes and errors on stderr.
+
+On a terminal a table is drawn by rich; in a pipe it is plain lines, columns aligned, numbers as on the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "CHECK_FAILED",
+    "DONE",
+    "INTERRUPTED",
+    "WRONG_USE",
+    "Column",
+    "count",
+    "gap",
+    "percent",
+    "print_error",
+    "print_json",
+    "print_line",
+    "print_table",
+    "seconds",
+]
+
+DONE, CHECK_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes
+    ----------
+    key : str
+        Which value of a row it shows.
+    title : str
+        Its heading.
+    format : callable
+        Turns the value into text.
+    right : bool
+        Whether it is aligned to the right, as numbers are.
+    """
+
+    key: str
+    title: str
+    format: Callable[[Any], str] = str
+    right: bool = False
+
+
+def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *, title: str = "") -> None:
+    """Print rows as a table.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Each holds the keys of all columns.
+    columns : sequence of Column
+    title : str, optional
+        A line above the table.
+    """
+    cells = [[column.format(row[column.key]) for column in columns] for row in rows]
+    if sys.stdout.isatty():
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1)
+        )
+        for column in columns:
+            table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+        for line in cells:
+            table.add_row(*map(Text, line))
+        Console().print(table)
+        return
+    if title:
+        print_line(title)
+    titled = [[column.title for column in columns], *cells]
+    widths = [max(len(line[index]) for line in titled) for index in range(len(columns))]
+    for line in titled:
+        padded = (
+            text.rjust(width) if column.right else text.ljust(width)
+            for text, width, column in zip(line, widths, columns, strict=True)
+        )
+        print_line("  ".join(padded).rstrip())
+
+
+def print_line(text: str = "") -> None:
+    """Print one line on stdout, as it is."""
+    sys.stdout.write(f"{text}\n")
+
+
+def print_json(value: object) -> None:
+    """Print `value` on stdout as JSON; NaN and infinities are refused, because JSON has none."""
+    print_line(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_error(error: BaseException | str) -> int:
+    """Print one line on stderr and return the exit code for wrong use."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    else:
+        text = str(error) or type(error).__name__
+    sys.stderr.write(f"transmask: {' '.join(text.split())}\n")
+    return WRONG_USE
+
+
+def percent(fraction: float) -> str:
+    """Format a fraction, 0.81234 as "81.23 %"."""
+    return f"{100 * fraction:.2f} %"
+
+
+def gap(relative: float) -> str:
+    """Format a proven relative gap; below 1e-12, the rounding of float64, it reads "0 (proven)"."""
+    from ..certificate import PROVEN_GAP
+
+    return "0 (proven)" if relative <= PROVEN_GAP else f"{relative:.1e}"
+
+
+def seconds(value: float) -> str:
+    """Format a duration in seconds, with three significant digits below 100 s."""
+    return f"{value:.3g} s" if value < 100 else f"{value:,.0f} s"
+
+
+def count(value: float) -> str:
+    """Format a number of things, 1234567 as "1,234,567"."""
+    return f"{value:,.0f}"
