@@ -14,6 +14,7 @@ import typer
 
 from ..errors import TransmaskError
 from ._output import INTERRUPTED, WRONG_USE, print_error
+from .demo import demo
 from .solvers import solvers
 
 __all__ = ["app", "main"]
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("solvers")(solvers)
+app.command("demo")(demo)
 
 
 @app.callback()
