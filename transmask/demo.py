@@ -1,39 +1,33 @@
 """What ``transmask demo`` does: prune a small trained network with several solvers and measure what each of them costs.
 
-The network (`transmask.data`) reads digits of 8 x 8 pixels. Every solver prunes the same tensors in one shot, without
-any training afterwards, and the accuracy on images that the network was never shown is computed in numpy.
+The network (`transmask.data.digits`) reads digits of 8 x 8 pixels. Every solver prunes the same tensors in one shot,
+without any training afterwards, and the accuracy on images that the network was never shown is computed in numpy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - registers bfloat16 with numpy, which safetensors looks up by name
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from .blocks import Array
 from .check import check_mask
-from .data import CHECKPOINT, HELD_OUT
+from .data.digits import Tensors, load_held_out, load_network, predict
 from .errors import InvalidArgumentError, UnsupportedPatternError
 from .masks import nm_mask, solve, transposable_mask
 from .pattern import CONSTRAINTS, Constraint, Pattern, PatternLike
 from .solvers import list_solvers
 
-__all__ = ["ONE_CALL_A_BLOCK", "Demo", "DemoRow", "draw_block", "predict", "run_demo"]
+__all__ = ["ONE_CALL_A_BLOCK", "Demo", "DemoRow", "draw_block", "run_demo"]
 
 ONE_CALL_A_BLOCK = ("network_simplex", "milp")
 """Reference solvers that call a library for every block, milliseconds each: run only where they are asked for."""
 
 MATRIX_AXES = (0, 1)
 """Outputs and inputs, of a linear layer (K, C) and of a convolution (K, C, R, S) alike."""
-
-Tensors = dict[str, Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +120,7 @@ def run_demo(pattern: PatternLike = "2:4", *, solvers: Iterable[str] = (), threa
     ['74.3% kept, 98.6% right', '69.5% kept, 96.9% right', '69.6% kept, 96.9% right']
     """
     chosen = Pattern.of(pattern)
-    network = _load(CHECKPOINT)
+    network = load_network()
     weights = [name for name, tensor in network.items() if tensor.ndim >= 2]
     pruned = tuple(name for name in weights if min(network[name].shape[:2]) >= chosen.m)
     if not pruned:
@@ -134,7 +128,7 @@ def run_demo(pattern: PatternLike = "2:4", *, solvers: Iterable[str] = (), threa
             f"`pattern` must have M of at most 100 for the demo's network, got {str(chosen)!r}. Try '2:4'."
         )
     names = tuple(solvers) or [info.name for info in list_solvers() if info.name not in ONE_CALL_A_BLOCK]
-    measure = _Measure(network, **_load(HELD_OUT), pruned=pruned, pattern=chosen)
+    measure = _Measure(network, *load_held_out(), pruned=pruned, pattern=chosen)
     rows, refused = [measure.plain_row()], []
     for constraint in CONSTRAINTS:
         for name in names:
@@ -156,12 +150,6 @@ def run_demo(pattern: PatternLike = "2:4", *, solvers: Iterable[str] = (), threa
     )
 
 
-def _load(path: Path) -> Tensors:
-    """Read every tensor of a safetensors file."""
-    with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is not iterable
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Measure:
     """A network, images it was never shown, and which of its weights are pruned to which pattern."""
@@ -169,7 +157,6 @@ class _Measure:
     network: Tensors
     images: Array
     labels: Array
-    index: Array
     pruned: tuple[str, ...]
     pattern: Pattern
 
@@ -220,32 +207,6 @@ class _Measure:
             accuracy=self.accuracy(network),
             transposable=all(check_mask(mask, self.pattern, axes=MATRIX_AXES).ok for mask in masks.values()),
         )
-
-
-def predict(tensors: Tensors, images: Array) -> NDArray[np.int64]:
-    """Read digits with the demo's network: two convolutions with pooling, two linear layers.
-
-    Parameters
-    ----------
-    tensors : dict of str to ndarray
-        conv1, conv2, fc1, fc2, each with .weight and .bias; any float dtype, computed in float32.
-    images : ndarray, shape (B, 8, 8)
-        Pixels of 0 to 16.
-
-    Returns
-    -------
-    ndarray of int64, shape (B,)
-        The digit of each image.
-    """
-    layers = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-    x = images.astype(np.float32)[:, None] / 16
-    for conv in ("conv1", "conv2"):
-        windows = sliding_window_view(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), axis=(2, 3))
-        x = np.tensordot(windows, layers[f"{conv}.weight"], ((1, 4, 5), (1, 2, 3))) + layers[f"{conv}.bias"]
-        x = np.maximum(x, 0).transpose(0, 3, 1, 2)
-        x = x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2).max(axis=(3, 5))
-    x = np.maximum(x.reshape(len(x), -1) @ layers["fc1.weight"].T + layers["fc1.bias"], 0)
-    return np.argmax(x @ layers["fc2.weight"].T + layers["fc2.bias"], axis=1)
 
 
 def draw_block(weights: Array, mask: NDArray[np.bool_], pattern: PatternLike, *, limit: int = 16) -> str:

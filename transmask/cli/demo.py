@@ -35,13 +35,13 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Prune a small trained network with several solvers: kept weight, proven gap, time, accuracy."""
-    from ..data import CHECKPOINT
+    from ..data import DIGITS
     from ..demo import run_demo
 
     found = run_demo(pattern, solvers=solver or (), threads=threads)
     rows = [asdict(row) for row in found.rows]
     if as_json:
-        record: dict[str, Any] = asdict(found) | {"pattern": str(found.pattern), "checkpoint": str(CHECKPOINT)}
+        record: dict[str, Any] = asdict(found) | {"pattern": str(found.pattern), "checkpoint": str(DIGITS)}
         record["refused"] = [dict(zip(("solver", "constraint", "reason"), item, strict=True)) for item in found.refused]
         print_json(record)
         return
@@ -58,4 +58,4 @@ def demo(
     print_line(found.block)
     print_line()
     print_line("This writes such a network; any .safetensors, .npz or .npy file will do in its place:")
-    print_line(f"transmask prune {shlex.quote(str(CHECKPOINT))} -o pruned.safetensors --pattern {found.pattern}")
+    print_line(f"transmask prune {shlex.quote(str(DIGITS))} -o pruned.safetensors --pattern {found.pattern}")

@@ -6,10 +6,10 @@ and the licence of the images, and the accuracy that was measured when they were
 
 from pathlib import Path
 
-__all__ = ["CHECKPOINT", "HELD_OUT"]
+__all__ = ["DIGITS", "DIGITS_HELD_OUT"]
 
-CHECKPOINT = Path(__file__).with_name("digits.safetensors")
-"""The network: two convolutions and two linear layers, float32 and bfloat16."""
+DIGITS = Path(__file__).with_name("digits.safetensors")
+"""The network of `transmask.data.digits`, in float32 and bfloat16."""
 
-HELD_OUT = Path(__file__).with_name("digits_held_out.safetensors")
+DIGITS_HELD_OUT = Path(__file__).with_name("digits_held_out.safetensors")
 """899 images of 8 x 8 pixels of 0 to 16, their labels, and their rows in ``sklearn.datasets.load_digits``."""
