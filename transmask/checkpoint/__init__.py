@@ -1,0 +1,27 @@
+"""Checkpoints: read, pruned and written one tensor at a time, never with pickle, complete or not at all.
+
+``.safetensors`` (one file, or sharded with its index), ``.npz`` and ``.npy``.
+"""
+
+from ._base import Checkpoint, TensorInfo
+from ._open import open_checkpoint
+from ._record import PruneRecord
+from .masks_file import Masks, read_masks, write_masks
+from .pruning import PrunedTensor, PrunePlan, plan_pruning, prune_checkpoint
+from .selection import Selection, select_tensors
+
+__all__ = [
+    "Checkpoint",
+    "Masks",
+    "PrunePlan",
+    "PruneRecord",
+    "PrunedTensor",
+    "Selection",
+    "TensorInfo",
+    "open_checkpoint",
+    "plan_pruning",
+    "prune_checkpoint",
+    "read_masks",
+    "select_tensors",
+    "write_masks",
+]

@@ -1,0 +1,146 @@
+"""What every checkpoint format offers: a list of its tensors, reading one, and rewriting the file with some replaced.
+
+To add a format, subclass `Checkpoint` in a file of its own and name its suffix in ``_open.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+
+from ..blocks import Array
+from ..errors import CheckpointError, InvalidArgumentError
+from ._record import PruneRecord
+
+__all__ = ["Checkpoint", "Replace", "TensorInfo", "copy_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor of a checkpoint, known from the file's header alone.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+    dtype : str
+        numpy's name, or the format's own where numpy has none.
+    numpy_dtype : numpy.dtype or None
+        What `Checkpoint.read` returns; None if the tensor cannot be read as numbers, only copied.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    numpy_dtype: np.dtype[Any] | None
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether it holds real floating-point numbers that can be read."""
+        dtype = self.numpy_dtype
+        return dtype is not None and (dtype.kind == "f" or dtype.name.startswith(("bfloat16", "float")))
+
+
+Replace: TypeAlias = Callable[[TensorInfo], Array | None]
+"""Given a tensor, what to write in its place, of the same shape and dtype; None copies its bytes as they are."""
+
+
+class Checkpoint(ABC):
+    """A checkpoint opened for reading: its header is in memory and validated, its tensors are not.
+
+    Attributes
+    ----------
+    path : Path
+        The file; of a sharded checkpoint, the index.
+    files : tuple of Path
+        Every file it is made of.
+    tensors : tuple of TensorInfo
+        In the order of the file.
+    record : PruneRecord or None
+        What a previous run of transmask noted about it, where the format has a place for that.
+    suffix : str
+        What an output of this format must end with; empty if it is a folder.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    tensors: tuple[TensorInfo, ...]
+    record: PruneRecord | None = None
+    suffix: str = ""
+
+    @abstractmethod
+    def read(self, tensor: TensorInfo) -> Array:
+        """Read one tensor.
+
+        Parameters
+        ----------
+        tensor : TensorInfo
+            One of `tensors`, with a `numpy_dtype`.
+
+        Returns
+        -------
+        ndarray
+            Owned by the caller and writeable.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged or has changed since it was opened.
+        OSError
+            If it cannot be read.
+        """
+
+    @abstractmethod
+    def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
+        """Write the checkpoint again, one tensor in memory at a time.
+
+        Parameters
+        ----------
+        target : Path
+            A file, or for a sharded checkpoint a folder, that exists and may be overwritten.
+        replace : callable
+            Called once for every tensor, in order.
+        record : PruneRecord or None
+            Noted in the metadata where the format has any; None leaves the metadata as it is.
+
+        Raises
+        ------
+        CheckpointError
+            If the input is damaged or has changed since it was opened.
+        OSError
+            If it cannot be read, or the output cannot be written.
+        """
+
+    def check_output(self, output: Path) -> None:
+        """Raise InvalidArgumentError if `output` has not the form that this format is written in."""
+        if not output.name.endswith(self.suffix):
+            raise InvalidArgumentError(
+                f"`output` must end with {self.suffix!r} like the input, got {str(output)!r}. "
+                "The format of a checkpoint is kept."
+            )
+        if output.is_dir():
+            raise InvalidArgumentError(f"`output` must be a file, got the folder {str(output)!r}. Add a file name.")
+
+    def changed(self, path: Path) -> CheckpointError:
+        """Build the error for a file that has become shorter since it was opened."""
+        return CheckpointError(f"{str(path)!r} changed while it was read. Run again when nothing writes to it.")
+
+
+def copy_bytes(source: IO[bytes], target: IO[bytes], n_bytes: int) -> int:
+    """Copy the next `n_bytes` from one file to another, a megabyte at a time; return how many were there."""
+    left = n_bytes
+    while left and (chunk := source.read(min(left, 1 << 20))):
+        target.write(chunk)
+        left -= len(chunk)
+    return n_bytes - left

@@ -1,0 +1,107 @@
+"""Open a checkpoint by its suffix, and say what to do about the files that are none."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import CheckpointError, InvalidTypeError
+from ._base import Checkpoint
+from ._numpy import NpyCheckpoint, NpzCheckpoint
+from ._safetensors import SafetensorsCheckpoint
+from ._sharded import ShardedCheckpoint
+
+__all__ = ["as_path", "open_checkpoint"]
+
+PathLike = str | os.PathLike[str]
+
+FORMATS: dict[str, type[SafetensorsCheckpoint] | type[NpzCheckpoint] | type[NpyCheckpoint]] = {
+    ".safetensors": SafetensorsCheckpoint,
+    ".npz": NpzCheckpoint,
+    ".npy": NpyCheckpoint,
+}
+
+
+def open_checkpoint(path: PathLike) -> Checkpoint:
+    """Open a checkpoint without reading its tensors.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A ``.safetensors``, ``.npz`` or ``.npy`` file, the ``*.safetensors.index.json`` of a sharded checkpoint, or a
+        folder that holds exactly one such index.
+
+    Returns
+    -------
+    Checkpoint
+        With its tensors' names, shapes and dtypes.
+
+    Raises
+    ------
+    InvalidTypeError
+        If `path` is no path.
+    CheckpointError
+        If the file is damaged, holds a pickle, or is of no format that can be read.
+    OSError
+        If it cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/model.npz", weight=np.ones((8, 4), np.float32))
+    ...     open_checkpoint(f"{folder}/model.npz").tensors
+    (TensorInfo(name='weight', shape=(8, 4), dtype='float32', numpy_dtype=dtype('float32')),)
+    """
+    file = as_path(path, "path")
+    if file.is_dir():
+        return ShardedCheckpoint(_only_index(file))
+    with open(file, "rb") as stream:
+        head = stream.read(16)
+    if _is_pickle(file, head):
+        raise CheckpointError(
+            f"{str(file)!r} must hold tensors only, got a pickle, which can run code when it is read. Convert it where "
+            'you trust it: python -c "import torch, safetensors.torch as s; '
+            f's.save_file(torch.load({file.name!r}, weights_only=True), {file.with_suffix(".safetensors").name!r})"'
+        )
+    if file.name.endswith(".json"):
+        return ShardedCheckpoint(file)
+    if file.suffix not in FORMATS:
+        raise CheckpointError(
+            f"{str(file)!r} must end with .safetensors, .npz, .npy or .safetensors.index.json. "
+            "Save the model in one of these formats."
+        )
+    return FORMATS[file.suffix](file)
+
+
+def as_path(path: PathLike, argument: str) -> Path:
+    """Return `path` as a Path, or raise InvalidTypeError."""
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidTypeError(f"`{argument}` must be a path, got {path!r} of type {type(path).__name__}.")
+    return Path(path)
+
+
+def _only_index(folder: Path) -> Path:
+    """Find the index in a folder."""
+    found = sorted(folder.glob("*.index.json"))
+    if len(found) != 1:
+        files = sorted(file.name for file in folder.glob("*.safetensors"))
+        hint = f"Name the file, such as {str(folder / files[0])!r}." if files and not found else "Name the index."
+        raise CheckpointError(
+            f"the folder {str(folder)!r} must hold one *.safetensors.index.json, got {len(found)}. {hint}"
+        )
+    return found[0]
+
+
+def _is_pickle(file: Path, head: bytes) -> bool:
+    """Whether the file starts like a pickle of protocol 2 or later, or is an archive that torch.save wrote."""
+    if head[:1] == b"\x80" and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        return head[8:9] != b"{"  # a safetensors file can start like this too, but its header begins there
+    if file.suffix in (".pkl", ".pickle"):
+        return True
+    if head[:2] == b"PK":
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+            return any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
+    return False

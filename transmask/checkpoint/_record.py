@@ -1,0 +1,88 @@
+"""What transmask notes in the metadata of a checkpoint it pruned, and of a masks file: JSON with a version."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import CheckpointError, TransmaskError
+from ..pattern import Constraint, Pattern, as_constraint
+
+__all__ = ["RECORD_VERSION", "PruneRecord"]
+
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PruneRecord:
+    """Which tensors hold which pattern.
+
+    Attributes
+    ----------
+    pattern : Pattern
+    constraint : {"exactly", "at_most"}
+    solver : str
+        Name of the solver that made the masks; empty if not known.
+    axes : dict of str to tuple of two int
+        For each tensor that was pruned, the axes that form its matrix.
+    """
+
+    pattern: Pattern
+    constraint: Constraint
+    solver: str
+    axes: dict[str, tuple[int, int]]
+
+    def to_json(self, **more: object) -> str:
+        """Write the record, and `more` fields, as one JSON object."""
+        fields = {
+            "version": RECORD_VERSION,
+            "pattern": str(self.pattern),
+            "constraint": self.constraint,
+            "solver": self.solver,
+            "axes": {name: list(axes) for name, axes in self.axes.items()},
+        }
+        return json.dumps(fields | more, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> PruneRecord:
+        """Read the record that `to_json` wrote; other fields are ignored.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged, or of a version that this release does not know; `where` says where it stood.
+        """
+        fields = parse_object(text, where)
+        version = fields.get("version")
+        if version != RECORD_VERSION:
+            raise CheckpointError(
+                f"the transmask record in {where} must have version {RECORD_VERSION}, got {version!r}. "
+                "Use the release of transmask that wrote it, or a later one."
+            )
+        try:
+            return cls(
+                Pattern.parse(fields["pattern"]),
+                as_constraint(fields["constraint"]),
+                str(fields["solver"]),
+                {str(name): (int(first), int(second)) for name, (first, second) in fields["axes"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, TransmaskError) as error:
+            raise CheckpointError(f"the transmask record in {where} is damaged: {error}.") from None
+
+
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """Parse one JSON object.
+
+    Raises
+    ------
+    CheckpointError
+        If `text` is none; `where` says where it stood.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} must hold JSON, but it cannot be read: {error}.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where} must hold a JSON object, got {type(value).__name__}.")
+    return value

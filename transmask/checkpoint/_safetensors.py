@@ -1,0 +1,148 @@
+"""One ``.safetensors`` file, read and rewritten a tensor at a time.
+
+The safetensors library validates the header. The tensors are read here, from the offsets of the documented format,
+because the library's numpy interface has no float8 and can only write a file whose tensors are all in memory.
+
+Format (https://huggingface.co/docs/safetensors): 8 bytes little-endian length of the header, the header as JSON padded
+with spaces, then the tensors without gaps, at the offsets that the header gives.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ..blocks import Array
+from ..errors import CheckpointError
+from ._base import Checkpoint, Replace, TensorInfo, copy_bytes
+from ._record import PruneRecord, parse_object
+
+__all__ = ["METADATA_KEY", "SafetensorsCheckpoint", "write_bytes_of", "write_header"]
+
+METADATA_KEY = "transmask"
+
+# The floating types that hold a zero and one number a byte or more; every other tensor is copied, not read. ml_dtypes
+# knows F8_E8M0 and the 4 and 6 bit types too, but the first has no zero and the others are packed.
+FLOATING = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+}
+OTHERS = {"U8": np.dtype("u1")}
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """A ``.safetensors`` file.
+
+    Parameters
+    ----------
+    path : Path
+
+    Raises
+    ------
+    CheckpointError
+        If the file is truncated or its header is damaged.
+    OSError
+        If it cannot be read.
+    """
+
+    suffix = ".safetensors"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = (path,)
+        with open(path, "rb") as file:  # first, so that a missing file or a folder raises the usual OSError
+            try:
+                with safe_open(path, framework="numpy"):
+                    pass
+            except SafetensorError as error:
+                detail = str(error).removeprefix("Error while deserializing header: ")
+                raise CheckpointError(
+                    f"{str(path)!r} must be a safetensors file, but it is damaged: {detail}. Was it copied completely?"
+                ) from None
+            (length,) = struct.unpack("<Q", file.read(8))
+            self._header = parse_object(file.read(length), f"the header of {str(path)!r}")
+        self._start = 8 + length
+        self.metadata: dict[str, str] = self._header.pop("__metadata__", None) or {}
+        ordered = sorted(self._header, key=lambda name: self._header[name]["data_offsets"])
+        self.tensors = tuple(self._info(name, self._header[name]) for name in ordered)
+        if METADATA_KEY in self.metadata:
+            self.record = PruneRecord.from_json(self.metadata[METADATA_KEY], f"the metadata of {str(path)!r}")
+
+    @staticmethod
+    def _info(name: str, entry: Mapping[str, Any]) -> TensorInfo:
+        """Describe a tensor from its entry in the header."""
+        code = entry["dtype"]
+        dtype = FLOATING.get(code) or OTHERS.get(code)
+        return TensorInfo(name, tuple(entry["shape"]), code if dtype is None else dtype.name, dtype)
+
+    def read(self, tensor: TensorInfo) -> Array:
+        """Read one tensor; see `Checkpoint.read`."""
+        assert tensor.numpy_dtype is not None  # the caller's duty
+        begin, end = self._header[tensor.name]["data_offsets"]
+        data = np.fromfile(self.path, np.uint8, end - begin, offset=self._start + begin)
+        if data.size != end - begin:
+            raise self.changed(self.path)
+        array: Array = data.view(tensor.numpy_dtype).reshape(tensor.shape)
+        return array
+
+    def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
+        """Write the file again; see `Checkpoint.rewrite`."""
+        metadata = dict(self.metadata)
+        if record is not None:
+            metadata[METADATA_KEY] = record.to_json()
+        with open(self.path, "rb") as source, open(target, "wb") as out:
+            write_header(out, self._header, metadata)
+            for tensor in self.tensors:
+                array = replace(tensor)
+                if array is not None:
+                    write_bytes_of(out, array)
+                    continue
+                begin, end = self._header[tensor.name]["data_offsets"]
+                source.seek(self._start + begin)
+                if copy_bytes(source, out, end - begin) != end - begin:
+                    raise self.changed(self.path)
+
+
+def write_header(out: BinaryIO, entries: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str]) -> None:
+    """Write the length and the header; the tensors follow without gaps.
+
+    Parameters
+    ----------
+    out : binary file
+        At its beginning.
+    entries : mapping
+        For each tensor "dtype", "shape" and "data_offsets", as the format spells them.
+    metadata : mapping of str to str
+    """
+    header = ({"__metadata__": dict(metadata)} if metadata else {}) | dict(entries)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    out.write(struct.pack("<Q", len(text)) + text)
+
+
+def write_bytes_of(out: BinaryIO, array: Array) -> None:
+    """Write the entries of an array in C order."""
+    out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def packed_entries(sizes: Iterable[tuple[str, int]]) -> dict[str, dict[str, Any]]:
+    """Lay out byte arrays of the given names and sizes one after the other, as entries for `write_header`."""
+    entries: dict[str, dict[str, Any]] = {}
+    begin = 0
+    for name, size in sizes:
+        entries[name] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, begin + size]}
+        begin += size
+    return entries

@@ -1,0 +1,126 @@
+"""A checkpoint in several ``.safetensors`` files with a ``*.index.json`` that says which tensor is in which."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..blocks import Array
+from ..errors import CheckpointError, InvalidArgumentError
+from ..pattern import Constraint, Pattern
+from ._base import Checkpoint, Replace, TensorInfo
+from ._record import PruneRecord, parse_object
+from ._safetensors import SafetensorsCheckpoint
+
+__all__ = ["ShardedCheckpoint"]
+
+
+class ShardedCheckpoint(Checkpoint):
+    """An index and its shards; it is written as a folder with files of the same names.
+
+    Parameters
+    ----------
+    path : Path
+        The ``*.index.json``.
+
+    Raises
+    ------
+    CheckpointError
+        If the index is damaged, a shard is missing or damaged, or the two disagree about a tensor.
+    OSError
+        If a file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        weight_map = self._weight_map()
+        self._shards = [self._open_shard(name, weight_map) for name in dict.fromkeys(weight_map.values())]
+        self._home = {tensor.name: shard for shard in self._shards for tensor in shard.tensors}
+        lost = [name for name in weight_map if name not in self._home]
+        if lost:
+            raise CheckpointError(
+                f"{str(path)!r} says that {lost[0]!r} is in {weight_map[lost[0]]!r}, which does not hold it."
+            )
+        self.files = (path, *(shard.path for shard in self._shards))
+        self.tensors = tuple(tensor for shard in self._shards for tensor in shard.tensors)
+        self.record = self._merged_record()
+
+    def _weight_map(self) -> dict[str, str]:
+        """Read the index: the name of the shard of each tensor."""
+        index = parse_object(self.path.read_bytes(), repr(str(self.path)))
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(
+                f"{str(self.path)!r} must hold a 'weight_map' from tensors to files, "
+                "as the *.safetensors.index.json of a sharded checkpoint does."
+            )
+        for tensor, name in weight_map.items():
+            if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
+                raise CheckpointError(
+                    f"{str(self.path)!r} must name files in its own folder, got {name!r} for the tensor {tensor!r}."
+                )
+            if not name.endswith(".safetensors"):
+                raise CheckpointError(
+                    f"{str(self.path)!r} must name .safetensors files, got {name!r}. "
+                    "Load the model and save it with safe serialization first."
+                )
+        return weight_map
+
+    def _open_shard(self, name: str, weight_map: dict[str, str]) -> SafetensorsCheckpoint:
+        """Open a shard and compare it with the index."""
+        try:
+            shard = SafetensorsCheckpoint(self.path.parent / name)
+        except FileNotFoundError:
+            n_tensors = sum(home == name for home in weight_map.values())
+            raise CheckpointError(
+                f"{str(self.path)!r} names the shard {name!r} for {n_tensors} tensors, but the file is missing. "
+                "Was the checkpoint copied completely?"
+            ) from None
+        for tensor in shard.tensors:
+            if weight_map.get(tensor.name) != name:
+                raise CheckpointError(
+                    f"{str(self.path)!r} must list every tensor of {name!r}, but puts {tensor.name!r} in "
+                    f"{weight_map.get(tensor.name)!r}."
+                )
+        return shard
+
+    def _merged_record(self) -> PruneRecord | None:
+        """Join what the shards note; they must have been pruned alike."""
+        records = [shard.record for shard in self._shards if shard.record is not None]
+        kinds: set[tuple[Pattern, Constraint, str]] = {(r.pattern, r.constraint, r.solver) for r in records}
+        if not kinds:
+            return None
+        if len(kinds) > 1 or len(records) < len(self._shards):
+            raise CheckpointError(
+                f"the shards of {str(self.path)!r} must have been pruned together, "
+                "but their transmask records differ. Prune the original again."
+            )
+        axes = {name: pair for record in records for name, pair in record.axes.items()}
+        return PruneRecord(*kinds.pop(), axes)
+
+    def read(self, tensor: TensorInfo) -> Array:
+        """Read one tensor; see `Checkpoint.read`."""
+        return self._home[tensor.name].read(tensor)
+
+    def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
+        """Write shards and index into the folder `target`; see `Checkpoint.rewrite`."""
+        for shard in self._shards:
+            part = None
+            if record is not None:
+                here = {t.name: record.axes[t.name] for t in shard.tensors if t.name in record.axes}
+                part = PruneRecord(record.pattern, record.constraint, record.solver, here)
+            shard.rewrite(target / shard.path.name, replace, part)
+        shutil.copyfile(self.path, target / self.path.name)
+
+    def check_output(self, output: Path) -> None:
+        """Raise InvalidArgumentError if `output` is not a folder that is new or empty."""
+        if output.name.endswith((".safetensors", ".json", ".npz", ".npy")):
+            raise InvalidArgumentError(
+                f"`output` must be a folder for a sharded checkpoint, got {str(output)!r}. "
+                "The shards and the index are written into it."
+            )
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise InvalidArgumentError(
+                f"`output` must be a new or empty folder for a sharded checkpoint, got {str(output)!r}. "
+                "A folder can only appear as a whole, not be replaced."
+            )

@@ -1,0 +1,162 @@
+"""Files that appear under their names when all of them are complete, or not at all.
+
+Each is written under a temporary name in the folder it is meant for, flushed to the disk, and renamed at the end. A run
+that is killed leaves what was there before, and perhaps a ``.transmask-<random>.part``, which can be removed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from ..errors import CheckpointError, InvalidArgumentError
+
+__all__ = ["Staging"]
+
+
+class Staging:
+    """A ``with`` block that puts the outputs staged in it in place when it ends without an error.
+
+    Several outputs are renamed one after the other, in the order in which they were staged: the last one tells that all
+    are there.
+
+    Parameters
+    ----------
+    inputs : iterable of Path
+        Files that no output may replace.
+
+    Raises
+    ------
+    CheckpointError
+        On leaving the block, if an output cannot be written, as on a full disk. Nothing is left behind.
+    """
+
+    def __init__(self, inputs: Iterable[Path]) -> None:
+        self._inputs = tuple(inputs)
+        self._staged: list[tuple[Path, Path]] = []
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def file(self, path: Path, argument: str) -> Path:
+        """Stage a file; a link is followed, so that what it points to is replaced.
+
+        Parameters
+        ----------
+        path : Path
+            Where it shall appear. A file that is there stays as it is until then.
+        argument : str
+            What the caller calls it.
+
+        Returns
+        -------
+        Path
+            The temporary name, of an empty file.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If `path` is an input, another output, not a regular file, or in a folder that does not exist.
+        CheckpointError
+            If the folder cannot be written to.
+        """
+        final = self._final(path, argument)
+        if final.exists() and not final.is_file():
+            raise InvalidArgumentError(f"`{argument}` must be a file, got {str(path)!r}, which is something else.")
+        temporary = self._reserve(final)
+        with _creating(path, argument):
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        return temporary
+
+    def folder(self, path: Path, argument: str) -> Path:
+        """Stage a folder, which must be new or empty; otherwise as `file`."""
+        temporary = self._reserve(self._final(path, argument))
+        with _creating(path, argument):
+            temporary.mkdir()
+        return temporary
+
+    def _final(self, path: Path, argument: str) -> Path:
+        """Resolve an output and refuse those that would do harm."""
+        final = path.resolve()
+        if not final.parent.is_dir():
+            raise InvalidArgumentError(f"`{argument}` must be in a folder that exists, got {str(path)!r}.")
+        for file in self._inputs:
+            if final.exists() and os.path.samefile(final, file):
+                raise InvalidArgumentError(
+                    f"`{argument}` must not be the input, got {str(path)!r}, which is {str(file)!r}. Name a new file."
+                )
+        if final in (other for _, other in self._staged):
+            raise InvalidArgumentError(f"`{argument}` must not be another output too, got {str(path)!r}.")
+        return final
+
+    def _reserve(self, final: Path) -> Path:
+        """Note a temporary name before it is used, so that it is removed however the block ends."""
+        temporary = final.parent / f".transmask-{secrets.token_hex(6)}.part"
+        self._staged.append((temporary, final))
+        return temporary
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._commit()
+            elif isinstance(error, OSError):
+                self._explain(error)
+        finally:
+            for temporary, _ in self._staged:
+                if temporary.is_dir():
+                    shutil.rmtree(temporary, ignore_errors=True)
+                else:
+                    temporary.unlink(missing_ok=True)
+
+    def _commit(self) -> None:
+        """Flush everything to the disk, then rename."""
+        try:
+            for temporary, _ in self._staged:
+                for file in temporary.iterdir() if temporary.is_dir() else ():
+                    _flush(file)
+                _flush(temporary)
+            for temporary, final in self._staged:
+                temporary.replace(final)
+            for folder in dict.fromkeys(final.parent for _, final in self._staged):
+                _flush(folder)
+        except OSError as error:
+            self._explain(error)
+
+    def _explain(self, error: OSError) -> None:
+        """Raise CheckpointError for a failed write; an input that cannot be read keeps its own error."""
+        temporaries = [str(temporary) for temporary, _ in self._staged]
+        if error.filename is None or str(error.filename).startswith(tuple(temporaries)):
+            outputs = " and ".join(repr(str(final)) for _, final in self._staged)
+            raise CheckpointError(f"could not write {outputs}: {error.strerror}. Nothing was written.") from error
+
+
+@contextmanager
+def _creating(path: Path, argument: str) -> Iterator[None]:
+    """Word the refusal to create an output."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"`{argument}` must be where files can be written, got {str(path)!r}: {error.strerror}."
+        ) from None
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    flags = os.O_RDONLY
+    if path.is_dir():
+        if not hasattr(os, "O_DIRECTORY"):
+            return  # Windows flushes the entries of a folder itself, and cannot open one
+        flags |= os.O_DIRECTORY
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,268 @@
+"""Prune a checkpoint: plan from the headers, then solve and write one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import BinaryIO, TypeAlias
+
+import numpy as np
+
+from ..blocks import Array
+from ..errors import InvalidArgumentError
+from ..masks import solve
+from ..pattern import Constraint, Pattern, PatternLike, as_constraint
+from ..result import MaskResult
+from ..solvers import Solver, as_solver
+from ..threads import resolve_threads
+from ._base import Checkpoint, TensorInfo
+from ._open import PathLike, as_path, open_checkpoint
+from ._record import PruneRecord
+from ._staging import Staging
+from .masks_file import as_masks_path, write_mask, write_masks_header
+from .selection import Selection, select_tensors
+
+__all__ = ["PrunePlan", "PrunedTensor", "plan_pruning", "prune_checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePlan:
+    """What `prune_checkpoint` will do, known without reading a weight.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+    pattern : Pattern
+    constraint : {"exactly", "at_most"}
+    solver : Solver
+    selections : tuple of Selection
+        One for each tensor of the checkpoint, in its order.
+    """
+
+    checkpoint: Checkpoint
+    pattern: Pattern
+    constraint: Constraint
+    solver: Solver
+    selections: tuple[Selection, ...]
+
+    @property
+    def axes(self) -> dict[str, tuple[int, int]]:
+        """The tensors to prune, by name, with the axes that form their matrix."""
+        return {chosen.tensor.name: chosen.axes for chosen in self.selections if chosen.axes is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class PrunedTensor:
+    """What became of one tensor.
+
+    Attributes
+    ----------
+    tensor : TensorInfo
+    axes : tuple of two int
+        The axes that formed its matrix.
+    kept, total : float
+        Sum of the magnitudes kept, and of all.
+    upper_bound : float
+        No mask of the pattern keeps more.
+    gap : float
+        The fraction of the bound that a better mask could still gain.
+    n_blocks : int
+    seconds : float
+        Wall time of the solver.
+    """
+
+    tensor: TensorInfo
+    axes: tuple[int, int]
+    kept: float
+    total: float
+    upper_bound: float
+    gap: float
+    n_blocks: int
+    seconds: float
+
+
+Progress: TypeAlias = Callable[[TensorInfo, PrunedTensor | None], None]
+"""Called when a tensor is begun, with None, and when it is done, with the outcome."""
+
+
+def plan_pruning(
+    model: PathLike,
+    pattern: PatternLike,
+    *,
+    constraint: str = "exactly",
+    solver: str | Solver = "auto",
+    include: str | None = None,
+    exclude: str | None = None,
+) -> PrunePlan:
+    """Decide which tensors of a checkpoint are pruned, from its headers alone.
+
+    Parameters
+    ----------
+    model : str or path-like
+        What `open_checkpoint` takes.
+    pattern : Pattern, str or tuple of two int
+        N entries kept of every M.
+    constraint : {"exactly", "at_most"}, default "exactly"
+    solver : str or Solver, default "auto"
+    include, exclude : str, optional
+        Regular expressions on the tensors' names; see `select_tensors`.
+
+    Returns
+    -------
+    PrunePlan
+        For `prune_checkpoint`.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidArgumentError, UnsupportedPatternError
+        If an argument cannot be used, or no tensor can be pruned.
+    CheckpointError, OSError
+        If the checkpoint cannot be read.
+    """
+    chosen, limit = Pattern.of(pattern), as_constraint(constraint)
+    worker = as_solver(solver, chosen, limit)
+    worker.check(chosen, limit)
+    checkpoint = open_checkpoint(model)
+    selections = select_tensors(checkpoint.tensors, chosen, include=include, exclude=exclude)
+    plan = PrunePlan(checkpoint, chosen, limit, worker, selections)
+    if not plan.axes:
+        reasons = "; ".join(dict.fromkeys(f"{skip.tensor.name} is {skip.reason}" for skip in selections[:3]))
+        more = f"; {len(selections) - 3} more" if len(selections) > 3 else ""
+        raise InvalidArgumentError(
+            f"`model` must hold a tensor that can be pruned, got none of {len(selections)} in "
+            f"{str(checkpoint.path)!r}. Skipped: {reasons}{more}."
+        )
+    return plan
+
+
+def prune_checkpoint(
+    plan: PrunePlan,
+    output: PathLike | None,
+    *,
+    masks: PathLike | None = None,
+    apply: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> list[PrunedTensor]:
+    """Find the masks of a plan, and write the pruned checkpoint, the masks, or both.
+
+    One tensor is in memory at a time. The outputs appear when all of them are complete, or not at all; a file that
+    exists is replaced then.
+
+    Parameters
+    ----------
+    plan : PrunePlan
+        From `plan_pruning`.
+    output : str or path-like, or None
+        The new checkpoint, of the format of the old one; a new or empty folder if that is sharded. dtypes, order and
+        metadata stay, and a "transmask" entry is added to the metadata of safetensors.
+    masks : str or path-like, optional
+        A ``.safetensors`` file for the masks, to be read by `read_masks`.
+    apply : bool, default True
+        Whether zeros are written in place of pruned weights. If not, `masks` must be given, and `output`, if it is
+        given too, is a copy.
+    threads : int, optional
+        Default: the environment variable TRANSMASK_NUM_THREADS, else every core.
+    progress : callable, optional
+        Called with each tensor to prune and None when it is begun, and its outcome when it is done.
+
+    Returns
+    -------
+    list of PrunedTensor
+
+    Raises
+    ------
+    InvalidTypeError, InvalidArgumentError
+        If an argument cannot be used, or a weight is NaN or infinite; the message names the tensor.
+    UnsupportedPatternError, SolverError
+        As `solve`.
+    CheckpointError, OSError
+        If the checkpoint is damaged, or an output cannot be written; nothing is left behind.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/model.npz", weight=np.arange(16.0).reshape(4, 4))
+    ...     plan = plan_pruning(f"{folder}/model.npz", "2:4")
+    ...     [outcome] = prune_checkpoint(plan, f"{folder}/pruned.npz")
+    ...     outcome.kept, np.load(f"{folder}/pruned.npz")["weight"].sum()
+    (60.0, np.float64(60.0))
+    """
+    if output is None and apply:
+        raise InvalidArgumentError("`output` must be given, got None. Or write the masks alone, with apply=False.")
+    if masks is None and not apply:
+        raise InvalidArgumentError("`masks` must be given with apply=False, got None. Nothing else would be written.")
+    run = _Run(plan, apply, resolve_threads(threads), progress or (lambda tensor, outcome: None))
+    record = PruneRecord(plan.pattern, plan.constraint, plan.solver.info.name, plan.axes)
+    with Staging(plan.checkpoint.files) as staging, ExitStack() as files:
+        if masks is not None:
+            file = staging.file(as_masks_path(as_path(masks, "masks"), "masks"), "masks")
+            run.masks = files.enter_context(open(file, "wb"))
+            shapes = {c.tensor.name: c.tensor.shape for c in plan.selections if c.axes is not None}
+            write_masks_header(run.masks, record, shapes)
+        if output is None:
+            for tensor in plan.checkpoint.tensors:
+                run.replace(tensor)
+        else:
+            final = as_path(output, "output")
+            plan.checkpoint.check_output(final)
+            stage = staging.file if plan.checkpoint.suffix else staging.folder
+            plan.checkpoint.rewrite(stage(final, "output"), run.replace, record if apply else None)
+    return run.outcomes
+
+
+class _Run:
+    """The part of a run that is done tensor by tensor."""
+
+    def __init__(self, plan: PrunePlan, apply: bool, threads: int, progress: Progress) -> None:
+        self.plan = plan
+        self.axes = plan.axes
+        self.apply = apply
+        self.threads = threads
+        self.progress = progress
+        self.masks: BinaryIO | None = None
+        self.outcomes: list[PrunedTensor] = []
+
+    def replace(self, tensor: TensorInfo) -> Array | None:
+        """Solve a tensor if it is planned, write its mask, and return what the new checkpoint holds in its place."""
+        axes = self.axes.get(tensor.name)
+        if axes is None:
+            return None
+        self.progress(tensor, None)
+        weights = self.plan.checkpoint.read(tensor)
+        result = self._solve(tensor, weights, axes)
+        if self.masks is not None:
+            write_mask(self.masks, result.mask)
+        outcome = PrunedTensor(
+            tensor,
+            axes,
+            result.kept,
+            result.total,
+            result.upper_bound,
+            result.gap,
+            result.n_blocks,
+            result.seconds,
+        )
+        self.outcomes.append(outcome)
+        self.progress(tensor, outcome)
+        if not self.apply:
+            return None
+        np.copyto(weights, 0, where=~result.mask)
+        return weights
+
+    def _solve(self, tensor: TensorInfo, weights: Array, axes: tuple[int, int]) -> MaskResult:
+        """Solve, and name the tensor in what is wrong with it."""
+        plan = self.plan
+        try:
+            return solve(
+                weights,
+                plan.pattern,
+                constraint=plan.constraint,
+                solver=plan.solver,
+                axes=axes,
+                threads=self.threads,
+            )
+        except InvalidArgumentError as error:
+            raise type(error)(f"tensor {tensor.name!r}: {error}") from None
