@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._tensors import is_tensor, tensor_to_numpy
 from .blocks import Array
 from .errors import InvalidArgumentError, InvalidTypeError
 
@@ -19,6 +20,8 @@ _REAL_EXTENSIONS = ("bfloat16", "float8", "float6", "float4", "int4", "uint4", "
 def as_weights(weights: ArrayLike, *, argument: str = "weights") -> Array:
     """Return `weights` as an array of finite real numbers with at least two axes, without a copy where possible.
 
+    A torch tensor on the CPU is viewed, whether it requires a gradient or not.
+
     Raises
     ------
     InvalidTypeError
@@ -26,7 +29,7 @@ def as_weights(weights: ArrayLike, *, argument: str = "weights") -> Array:
     InvalidArgumentError
         If there are fewer than two axes, or an entry is NaN or infinite; the message counts them and names the first.
     """
-    array = np.asarray(weights)
+    array = tensor_to_numpy(weights, argument=argument) if is_tensor(weights) else np.asarray(weights)
     if array.dtype.kind not in "biuf" and not array.dtype.name.startswith(_REAL_EXTENSIONS):
         raise InvalidTypeError(
             f"`{argument}` must hold real numbers, got dtype {array.dtype}. "
@@ -67,7 +70,7 @@ def as_mask(mask: ArrayLike, *, argument: str = "mask") -> NDArray[np.bool_]:
     InvalidArgumentError
         If there are fewer than two axes or an entry is neither 0 nor 1.
     """
-    array = np.asarray(mask)
+    array = tensor_to_numpy(mask, argument=argument) if is_tensor(mask) else np.asarray(mask)
     if array.dtype.kind not in "biuf" and not array.dtype.name.startswith(_REAL_EXTENSIONS):
         raise InvalidTypeError(f"`{argument}` must be bool, got dtype {array.dtype}. True means kept.")
     if array.ndim < 2:

@@ -1,0 +1,71 @@
+"""See torch tensors as numpy arrays, without importing torch.
+
+A caller who holds a tensor has imported torch already, so it is looked up in ``sys.modules`` and never imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import ml_dtypes
+import numpy as np
+
+from .blocks import Array
+from .errors import InvalidArgumentError, InvalidTypeError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["is_tensor", "tensor_to_numpy"]
+
+
+def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
+    """Tell whether `value` is a torch tensor.
+
+    Examples
+    --------
+    >>> is_tensor(np.ones(3))
+    False
+    """
+    return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
+
+
+def tensor_to_numpy(tensor: torch.Tensor, *, argument: str = "weights") -> Array:
+    """View a tensor in CPU memory as a numpy array.
+
+    Parameters
+    ----------
+    tensor : torch.Tensor
+        Dense, on the CPU; it may require a gradient. bfloat16 and the float8 types become the types of ml_dtypes.
+    argument : str
+        What error messages call it.
+
+    Returns
+    -------
+    ndarray
+        Shares its memory with `tensor`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the tensor lies on another device.
+    InvalidTypeError
+        If it is sparse or quantised.
+    """
+    if tensor.device.type != "cpu":
+        raise InvalidArgumentError(
+            f"`{argument}` must lie on the CPU, got a tensor on {tensor.device}. Move it with .cpu()."
+        )
+    name = str(tensor.dtype).removeprefix("torch.")
+    if str(tensor.layout) != "torch.strided" or tensor.is_quantized:
+        raise InvalidTypeError(
+            f"`{argument}` must be a dense tensor, got layout {tensor.layout} and dtype {tensor.dtype}. "
+            "Convert it with .to_dense() or .dequantize()."
+        )
+    values = tensor.detach().resolve_conj().resolve_neg()
+    if name != "bfloat16" and not name.startswith("float8"):
+        return values.numpy()
+    torch = sys.modules["torch"]
+    bits = values.view(torch.int16 if tensor.dtype.itemsize == 2 else torch.uint8).numpy()
+    return bits.view(np.dtype(getattr(ml_dtypes, name)))

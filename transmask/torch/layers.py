@@ -1,0 +1,213 @@
+"""Which parameters of a model are taken, and why the others are not.
+
+`sparsify` and `reconstruct` both ask here, so that one rule and one wording serve them all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import InvalidArgumentError, InvalidTypeError, unknown_choice
+from ..pattern import Pattern
+from .layouts import ALLOWED, Allowed, Layout, layout_of
+
+__all__ = ["LayerFilter", "SelectionReport", "WeightChoice", "select_weights"]
+
+LayerFilter: TypeAlias = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
+"""Names or wildcards of parameters or of their modules, or a predicate of a parameter's name and its module."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightChoice:
+    """One parameter of a model: taken or not, and why.
+
+    Attributes
+    ----------
+    name : str
+        As in ``model.named_parameters()``.
+    shape : tuple of int
+    taken : bool
+    reason : str
+        In words.
+    module : torch.nn.Module
+        The module that owns it.
+    attribute : str
+        Its name there.
+    layout : Layout or None
+        None if the parameter is no stack of matrices.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    taken: bool
+    reason: str
+    module: nn.Module
+    attribute: str
+    layout: Layout | None
+
+
+class SelectionReport(tuple[WeightChoice, ...]):
+    """Every parameter of a model with what became of it; prints as a table."""
+
+    __slots__ = ()
+
+    @property
+    def taken(self) -> tuple[WeightChoice, ...]:
+        """The parameters that are taken."""
+        return tuple(choice for choice in self if choice.taken)
+
+    def __str__(self) -> str:
+        width = max((len(choice.name) for choice in self), default=0)
+        return "\n".join(f"{'+' if choice.taken else '-'} {choice.name:{width}}  {choice.reason}" for choice in self)
+
+
+def select_weights(
+    model: nn.Module,
+    pattern: Pattern,
+    *,
+    transposable: bool = True,
+    layers: LayerFilter = None,
+    skip_ends: bool = False,
+    allow: Collection[Allowed] = (),
+) -> SelectionReport:
+    """Go through every parameter of `model`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    pattern : Pattern
+    transposable : bool, default True
+        Whether rows and columns are to hold the pattern, or only the groups along the reduction axis.
+    layers : str, iterable of str, callable or None
+        Names or wildcards ("encoder.*") of parameters or of their modules, or a predicate of a parameter's name and
+        its module; None stands for every parameter that can be taken.
+    skip_ends : bool, default False
+        Leave out the first and the last weight, in the order in which the modules were registered.
+    allow : collection of {"grouped", "depthwise", "transposed"}
+        Kinds of convolutions to take as well; of a grouped one, each group is a matrix.
+
+    Returns
+    -------
+    SelectionReport
+        At least one parameter is taken.
+
+    Raises
+    ------
+    InvalidTypeError
+        If `model` is no module, or `layers` is of none of these types.
+    InvalidArgumentError
+        If a name in `layers` leads to no weight that can be taken, or no weight can be taken at all; the message gives
+        the reasons.
+    """
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+    for kind in allow:
+        if kind not in ALLOWED:
+            raise unknown_choice("allow", kind, ALLOWED)
+    choices = [_judge(choice, other, pattern, transposable, allow) for choice, other in _owned(model)]
+    choices = _filter(choices, layers)
+    if skip_ends:
+        taken = [index for index, choice in enumerate(choices) if choice.taken]
+        for index in {*taken[:1], *taken[-1:]}:
+            choices[index] = _refuse(choices[index], "the first or the last weight, left out by `skip_ends`")
+    if not any(choice.taken for choice in choices):
+        reasons = "; ".join(f"{choice.name}: {choice.reason}" for choice in choices[:8])
+        raise InvalidArgumentError(
+            f"`model` must have a weight that can take {str(pattern)!r}, got none: {reasons or 'no parameters'}"
+            f"{' ...' if len(choices) > 8 else ''}. Choose other layers or another pattern."
+        )
+    return SelectionReport(choices)
+
+
+def _owned(model: nn.Module) -> Iterator[tuple[WeightChoice, str]]:
+    """Yield every parameter, still taken, and the name that another module has for it, if there is one."""
+    owners: dict[int, list[str]] = {}
+    entries = []
+    for module_name, module in model.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{module_name}.{attribute}" if module_name else attribute
+            owners.setdefault(id(parameter), []).append(name)
+            shape = () if is_lazy(parameter) else tuple(parameter.shape)
+            entries.append((WeightChoice(name, shape, True, "", module, attribute, None), id(parameter)))
+    for choice, key in entries:
+        yield choice, next((other for other in owners[key] if other != choice.name), "")
+
+
+def _judge(
+    choice: WeightChoice, shared_with: str, pattern: Pattern, transposable: bool, allow: Collection[Allowed]
+) -> WeightChoice:
+    """Decide on one parameter, whatever `layers` says."""
+    parameter = getattr(choice.module, choice.attribute)
+    if is_lazy(parameter):
+        return _refuse(choice, "not initialised yet; run a forward first")
+    layout = layout_of(choice.module, choice.attribute, allow=allow)
+    if isinstance(layout, str):
+        return _refuse(choice, layout)
+    if shared_with:
+        return _refuse(choice, f"shared with {shared_with}")
+    if parameter.is_meta:
+        return _refuse(choice, "on the meta device, without values")
+    sides = layout.sides(choice.shape)
+    longest = max(sides) if transposable else sides[layout.reduction]
+    size = f"{sides[0]} x {sides[1]}"
+    if pattern.n == pattern.m or longest <= pattern.n or parameter.numel() == 0:
+        return _refuse(choice, f"{pattern} would keep every entry of {size} matrices")
+    stack = layout.parts * math.prod(choice.shape[2:])
+    reason = f"{pattern} on {f'{stack} matrices' if stack > 1 else 'a matrix'} of {size}"
+    return replace(choice, reason=reason, layout=layout)
+
+
+def _refuse(choice: WeightChoice, reason: str) -> WeightChoice:
+    """Turn a parameter down."""
+    return replace(choice, taken=False, reason=reason)
+
+
+def _filter(choices: list[WeightChoice], layers: LayerFilter) -> list[WeightChoice]:
+    """Turn down what `layers` does not ask for, and insist that each of its names leads to something."""
+    if layers is None:
+        return choices
+    if callable(layers):
+        asked = {choice.name for choice in choices if choice.taken and layers(choice.name, choice.module)}
+    else:
+        asked = set()
+        if not isinstance(layers, Iterable):
+            raise InvalidTypeError(
+                f"`layers` must be names, wildcards or a callable, got {layers!r}. Leave it out to take every layer."
+            )
+        for pattern in [layers] if isinstance(layers, str) else layers:
+            if not isinstance(pattern, str):
+                raise InvalidTypeError(
+                    f"`layers` must hold strings, got {pattern!r}. Pass names, wildcards or a callable."
+                )
+            hits = [choice for choice in choices if _names(pattern, choice.name)]
+            if not any(choice.taken for choice in hits):
+                raise InvalidArgumentError(_nothing_found(pattern, hits, choices))
+            asked.update(choice.name for choice in hits)
+    return [
+        _refuse(choice, "not in `layers`") if choice.taken and choice.name not in asked else choice
+        for choice in choices
+    ]
+
+
+def _names(pattern: str, name: str) -> bool:
+    """Tell whether a name or wildcard stands for a parameter or for a module that holds it."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
+
+
+def _nothing_found(pattern: str, hits: list[WeightChoice], choices: list[WeightChoice]) -> str:
+    """Say why a name in `layers` leads to no weight."""
+    if hits:
+        why = "; ".join(f"{choice.name}: {choice.reason}" for choice in hits[:4])
+        return f"`layers` must name weights that can be taken, got {pattern!r}: {why}. Leave it out."
+    close = difflib.get_close_matches(pattern, [choice.name for choice in choices], n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}?" if close else "model.named_parameters() lists the names."
+    return f"`layers` must name parameters or modules of the model, got {pattern!r}, which matches none. {hint}"

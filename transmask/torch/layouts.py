@@ -1,0 +1,110 @@
+"""How a parameter of a layer is seen as a stack of matrices, and why some cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ..blocks import Array
+
+__all__ = ["ALLOWED", "Allowed", "Layout", "layout_of"]
+
+Allowed: TypeAlias = Literal["grouped", "depthwise", "transposed"]
+"""Kinds of convolutions that are taken only on request."""
+
+ALLOWED: tuple[Allowed, ...] = ("grouped", "depthwise", "transposed")
+
+_PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a parameter is seen as a stack of matrices.
+
+    Attributes
+    ----------
+    parts : int
+        Equal parts of axis 0 that are matrices of their own: the groups of a convolution, the three projections of an
+        attention layer.
+    reduction : {0, 1}
+        The axis of the parameter that the forward product sums over: 0 for transposed convolutions, else 1.
+    """
+
+    parts: int = 1
+    reduction: Literal[0, 1] = 1
+
+    def matrices(self, array: Array) -> Array:
+        """View an array of the parameter's shape as (parts, R, C, ...); the matrices lie on axes (1, 2)."""
+        return array.reshape(self.parts, array.shape[0] // self.parts, *array.shape[1:], copy=False)
+
+    def sides(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Return R and C of each matrix of a parameter of this shape."""
+        return shape[0] // self.parts, shape[1]
+
+
+def layout_of(module: nn.Module, attribute: str, *, allow: Collection[Allowed] = ALLOWED) -> Layout | str:
+    """Return how a parameter is seen as matrices, or why it cannot be.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The module that owns it.
+    attribute : str
+        Its name there.
+    allow : collection of {"grouped", "depthwise", "transposed"}
+        Kinds of convolutions to take.
+
+    Returns
+    -------
+    Layout or str
+
+    Examples
+    --------
+    >>> layout_of(nn.MultiheadAttention(8, 2), "in_proj_weight")
+    Layout(parts=3, reduction=1)
+    >>> layout_of(nn.Embedding(8, 2), "weight")
+    'a look-up table: its rows are picked, not multiplied'
+    """
+    parameter = getattr(module, attribute)
+    if attribute.startswith("original") and isinstance(module, parametrize.ParametrizationList):
+        return "already parametrised; remove that first"
+    if attribute.endswith("_orig") and hasattr(module, attribute.removesuffix("_orig") + "_mask"):
+        return "pruned by torch.nn.utils.prune; make it permanent with prune.remove first"
+    if parameter.ndim < 2:
+        return f"{parameter.ndim} axis: no matrix" if parameter.ndim else "a number: no matrix"
+    if not parameter.is_floating_point():
+        return f"dtype {parameter.dtype}: not trained"
+    if isinstance(module, nn.MultiheadAttention):
+        if attribute == "in_proj_weight":
+            return Layout(parts=3)
+        return Layout() if attribute in _PROJECTIONS else "a learned bias of the attention, not a weight"
+    if isinstance(module, nn.Linear) and attribute == "weight":
+        return Layout()
+    if isinstance(module, _CONVOLUTIONS + _TRANSPOSED) and attribute == "weight":
+        return _convolution_layout(module, allow)
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "a look-up table: its rows are picked, not multiplied"
+    if isinstance(module, nn.RNNBase):
+        return "recurrent weights: torch reads them past any mask"
+    return f"{attribute} of {type(module).__name__}: not known to be a matrix product"
+
+
+def _convolution_layout(
+    module: nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d,
+    allow: Collection[Allowed],
+) -> Layout | str:
+    """Apply the rules for grouped, depthwise and transposed convolutions."""
+    transposed = isinstance(module, _TRANSPOSED)
+    needed: list[Allowed] = ["transposed"] if transposed else []
+    if module.groups > 1:
+        needed.append("depthwise" if module.groups == module.in_channels else "grouped")
+    for kind in needed:
+        if kind not in allow:
+            return f"a {kind} convolution; taken only with allow=({kind!r},)"
+    return Layout(parts=module.groups, reduction=0 if transposed else 1)

@@ -1,0 +1,124 @@
+"""Loading masks: checked before anything is changed, and in either of the two styles torch has for them.
+
+parametrize   <module>.parametrizations.<name>.original, ....0.mask, ....0.step, ...     (`sparsify`)
+prune         <module>.<name>_orig, <module>.<name>_mask                                 (`transposable`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .._arguments import as_mask
+from ..check import check_mask
+from ..errors import CheckpointError, TransmaskError
+from .layouts import Layout
+from .parametrization import MaskedWeight
+from .tensor_masks import MaskRule
+
+__all__ = ["MaskedEntry", "check_loaded_mask", "load_masks", "masked_entries"]
+
+StateDict = MutableMapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskedEntry:
+    """One masked weight of a model.
+
+    Attributes
+    ----------
+    name : str
+        The name the parameter had in the dense model.
+    module : torch.nn.Module
+    attribute : str
+    original : torch.nn.Parameter
+        The dense weight that is trained.
+    masked : MaskedWeight
+    """
+
+    name: str
+    module: nn.Module
+    attribute: str
+    original: nn.Parameter
+    masked: MaskedWeight
+
+
+def masked_entries(model: nn.Module) -> Iterator[MaskedEntry]:
+    """Yield the masked weights of a model, in the order of its modules."""
+    for module_name, module in model.named_modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        for attribute, chain in module.parametrizations.items():  # type: ignore[operator, union-attr]
+            if isinstance(chain[0], MaskedWeight):
+                name = f"{module_name}.{attribute}" if module_name else attribute
+                yield MaskedEntry(name, module, attribute, chain.original, chain[0])
+
+
+def load_masks(module: nn.Module, state_dict: StateDict, prefix: str, *_: object) -> None:
+    """Hook on a sparsified model: check the masks of a state_dict, and translate those of the prune style.
+
+    Raises
+    ------
+    CheckpointError
+        If a mask is of another pattern or shape; the model is unchanged.
+    """
+    for entry in masked_entries(module):
+        path, _, attribute = (prefix + entry.name).rpartition(".")
+        stem = f"{path}." if path else ""
+        base = f"{stem}parametrizations.{attribute}."
+        if f"{stem}{attribute}_orig" in state_dict and f"{stem}{attribute}_mask" in state_dict:
+            state_dict[f"{base}original"] = state_dict.pop(f"{stem}{attribute}_orig")
+            state_dict[f"{base}0.mask"] = state_dict.pop(f"{stem}{attribute}_mask")
+            for name in ("step", "frozen", "pattern"):
+                state_dict[f"{base}0.{name}"] = getattr(entry.masked, name).clone()
+            state_dict[f"{base}0._extra_state"] = entry.masked.get_extra_state()[:0]
+        _check_entry(entry, state_dict, f"{base}0.")
+
+
+def _check_entry(entry: MaskedEntry, state_dict: StateDict, base: str) -> None:
+    """Raise CheckpointError unless the mask of one weight is of the right pattern, shape and structure."""
+    masked = entry.masked
+    pattern, mask, duals = (state_dict.get(f"{base}{key}") for key in ("pattern", "mask", "_extra_state"))
+    if pattern is not None and pattern.tolist() != masked.pattern.tolist():
+        raise CheckpointError(
+            f"`state_dict` must hold masks of {masked.mask_rule.pattern}, got {':'.join(map(str, pattern.tolist()))} "
+            f"for {entry.name}. Sparsify the model with the pattern of the checkpoint."
+        )
+    if mask is not None:
+        state_dict[f"{base}mask"] = check_loaded_mask(mask, masked.mask, masked.layout, masked.mask_rule, entry.name)
+    if duals is not None and duals.numel() not in (0, masked.duals_size()):
+        raise CheckpointError(
+            f"`state_dict` must hold {masked.duals_size()} dual variables for {entry.name}, got {duals.numel()}. "
+            "The checkpoint is damaged or of another library version."
+        )
+
+
+def check_loaded_mask(mask: Tensor, present: Tensor, layout: Layout, rule: MaskRule, name: str) -> Tensor:
+    """Return a mask from a checkpoint as bool, if it is one that the rule could have made.
+
+    Raises
+    ------
+    CheckpointError
+        If its shape differs from the `present` mask, it is no mask, or it breaks the pattern.
+    """
+    if mask.shape != present.shape:
+        raise CheckpointError(
+            f"`state_dict` must hold a mask of shape {tuple(present.shape)} for {name}, got {tuple(mask.shape)}."
+        )
+    try:
+        kept = as_mask(mask.detach().cpu())
+    except TransmaskError as error:
+        raise CheckpointError(f"`state_dict` must hold masks of 0 and 1, got another for {name}: {error}") from None
+    report = check_mask(layout.matrices(kept), rule.pattern, constraint=rule.constraint, axes=(1, 2))
+    bad_reduction = report.row_violations if layout.reduction == 1 else report.column_violations
+    if not report.ok if rule.transposable else bad_reduction:
+        kind = f"{'transposable' if rule.transposable else 'plain'} {rule.pattern} {rule.constraint!r}"
+        raise CheckpointError(
+            f"`state_dict` must hold masks that are {kind}, got another for {name}: {report.first_offender}. "
+            "Sparsify the model with the pattern and constraint of the checkpoint."
+        )
+    return mask.bool()

@@ -1,0 +1,187 @@
+"""Masks for tensors: the plain function, and the rule by which the masks of a model are found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import masks
+from .._arguments import as_weights, matrix_view
+from .._tensors import is_tensor
+from ..blocks import Array, constraints_used, cut, empty_duals
+from ..errors import InvalidArgumentError, InvalidTypeError
+from ..pattern import Constraint, Pattern, PatternLike, as_constraint
+from ..solvers import Solver, as_solver
+from ..threads import resolve_threads
+from .layouts import Layout
+
+__all__ = ["MaskRule", "StoredDuals", "transposable_mask"]
+
+StoredDuals: TypeAlias = tuple[Array, Array]
+"""Dual variables kept for a warm start: float32, float64 for float64 weights."""
+
+
+def transposable_mask(
+    weights: torch.Tensor,
+    pattern: PatternLike,
+    *,
+    constraint: str = "exactly",
+    solver: str | Solver = "auto",
+    axes: tuple[int, int] = (-2, -1),
+    threads: int | None = None,
+) -> torch.Tensor:
+    """Find the transposable N:M mask of a tensor: `transmask.transposable_mask` for tensors on any device.
+
+    Parameters
+    ----------
+    weights : torch.Tensor, shape (..., R, C)
+        Dense, of any real dtype and on any device; it may require a gradient. The mask is found on the CPU.
+    pattern, constraint, solver, axes, threads
+        As in `transmask.transposable_mask`.
+
+    Returns
+    -------
+    torch.Tensor of bool, the shape of `weights`
+        On the device of `weights`, True = kept.
+
+    Raises
+    ------
+    InvalidTypeError
+        If `weights` is no tensor, or as `transmask.transposable_mask`.
+    InvalidArgumentError, UnsupportedPatternError, SolverError
+        As `transmask.transposable_mask`.
+
+    Examples
+    --------
+    >>> mask = transposable_mask(torch.eye(4), "1:4")
+    >>> bool((mask == torch.eye(4).bool()).all())
+    True
+    """
+    if not is_tensor(weights):
+        raise InvalidTypeError(
+            f"`weights` must be a torch.Tensor, got {type(weights).__name__}. transmask.transposable_mask takes arrays."
+        )
+    mask = masks.transposable_mask(
+        weights.detach().cpu(), pattern, constraint=constraint, solver=solver, axes=axes, threads=threads
+    )
+    return torch.from_numpy(mask).to(weights.device)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRule:
+    """Which masks are wanted, and who finds them.
+
+    Attributes
+    ----------
+    pattern : Pattern
+        With 1 <= N < M.
+    transposable : bool
+        Whether rows and columns hold the pattern; otherwise only the groups along the reduction axis do.
+    constraint : {"exactly", "at_most"}
+        For transposable masks.
+    solver : str or Solver
+        For transposable masks.
+    """
+
+    pattern: Pattern
+    transposable: bool = True
+    constraint: Constraint = "exactly"
+    solver: str | Solver = "auto"
+
+    @classmethod
+    def of(cls, pattern: PatternLike, transposable: bool, constraint: str, solver: str | Solver) -> MaskRule:
+        """Check what a caller asks for.
+
+        Raises
+        ------
+        InvalidTypeError, InvalidArgumentError
+            If an argument cannot be used, or options for transposable masks are given with ``transposable=False``.
+        """
+        chosen, limit = Pattern.of(pattern), as_constraint(constraint)
+        if not 0 < chosen.n < chosen.m:
+            raise InvalidArgumentError(
+                f"`pattern` must keep at least 1 entry and prune at least 1, got {str(chosen)!r}. For example '2:4'."
+            )
+        if not transposable and (solver != "auto" or limit != "exactly"):
+            raise InvalidArgumentError(
+                f"`transposable` must be True with a `solver` or a `constraint`, got {solver!r} and {limit!r}. "
+                "A plain N:M mask keeps the N largest of every group."
+            )
+        if transposable:
+            as_solver(solver, chosen, limit)
+        return cls(chosen, bool(transposable), limit, solver)
+
+    def find(
+        self, scores: torch.Tensor, layout: Layout, *, name: str, start: StoredDuals | None = None
+    ) -> tuple[torch.Tensor, StoredDuals | None]:
+        """Find the mask of one parameter.
+
+        Parameters
+        ----------
+        scores : torch.Tensor
+            The parameter, or other scores of its shape, on any device.
+        layout : Layout
+        name : str
+            What error messages call the parameter.
+        start : pair of ndarray, optional
+            The duals of an earlier mask, used if the solver has a warm start.
+
+        Returns
+        -------
+        mask : torch.Tensor of bool
+            The shape of `scores`, on the CPU.
+        duals : pair of ndarray or None
+            A starting point for the next time; None if the solver has no warm start.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a score is NaN or infinite; the message names the parameter.
+        UnsupportedPatternError, SolverError
+            As `transmask.transposable_mask`.
+        """
+        array = self.check(scores, layout, name=name)
+        if not self.transposable:
+            mask = masks.nm_mask(layout.matrices(array), self.pattern, axis=1 + layout.reduction)
+            return torch.from_numpy(mask.reshape(array.shape)), None
+        mask = np.zeros(array.shape, np.bool_)
+        views = (matrix_view(layout.matrices(array), (1, 2)), matrix_view(layout.matrices(mask), (1, 2)))
+        duals = self._fill(*views, start)
+        return torch.from_numpy(mask), duals
+
+    def check(self, scores: torch.Tensor, layout: Layout, *, name: str) -> Array:
+        """Return the scores as a finite array on the CPU, if the solver can answer.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a score is NaN or infinite; the message names the parameter.
+        UnsupportedPatternError
+            If the solver cannot answer.
+        """
+        array = as_weights(scores.detach().cpu(), argument=name)
+        if self.transposable:
+            solver = as_solver(self.solver, self.pattern, self.constraint)
+            for used in constraints_used(layout.sides(array.shape), self.pattern.m, self.constraint):
+                solver.check(self.pattern, used)
+        return array
+
+    def _fill(self, scores: Array, mask: NDArray[np.bool_], start: StoredDuals | None) -> StoredDuals | None:
+        """Solve (..., R, C) scores into `mask`, from the duals of an earlier mask where the solver can use them."""
+        solver = as_solver(self.solver, self.pattern, self.constraint)
+        duals = None
+        warm = solver.warm_startable and start is not None
+        if warm and start is not None:
+            duals = start[0].astype(np.float64), start[1].astype(np.float64)
+        elif solver.warm_startable:
+            duals = empty_duals(scores.shape, self.pattern.m)
+        for blocks in cut(scores, mask, duals, self.pattern.m, self.constraint):
+            solver.solve_blocks(blocks, self.pattern, threads=resolve_threads(None), warm=warm)
+        if duals is None:
+            return None
+        stored = np.float64 if scores.dtype == np.float64 else np.float32
+        return duals[0].astype(stored), duals[1].astype(stored)
