@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import ml_dtypes
 import numpy as np
 
 from .blocks import Array
@@ -66,6 +65,8 @@ def tensor_to_numpy(tensor: torch.Tensor, *, argument: str = "weights") -> Array
     values = tensor.detach().resolve_conj().resolve_neg()
     if name != "bfloat16" and not name.startswith("float8"):
         return values.numpy()
+    import ml_dtypes  # here, because `import transmask` loads numpy and nothing heavier
+
     torch = sys.modules["torch"]
     bits = values.view(torch.int16 if tensor.dtype.itemsize == 2 else torch.uint8).numpy()
     return bits.view(np.dtype(getattr(ml_dtypes, name)))
