@@ -112,7 +112,8 @@ def test_every_fast_solver_is_shown_under_both_constraints(demo):
     shown = [(row.solver, row.constraint) for row in demo.rows[1:]]
     assert sorted(shown + refused) == sorted((name, limit) for name in fast for limit in ("exactly", "at_most"))
     assert demo.pruned == ("conv2.weight", "fc1.weight", "fc2.weight")
-    assert demo.dense == ("conv1.weight",)
+    assert dict(demo.dense)["conv1.weight"] == "its matrix is 32 x 1, smaller than M = 4"
+    assert {name.partition(".")[2] for name, _ in demo.dense} == {"weight", "bias"}
 
 
 def test_the_rows_are_ordered_as_the_theory_says(demo):
@@ -214,6 +215,7 @@ def test_the_command_prints_json(tmp_path):
     assert all(row["gap"] <= 1e-12 for row in record["rows"][1:])
     assert [item["solver"] for item in record["refused"]] == ["enumeration", "enumeration"]
     assert record["checkpoint"] == str(DIGITS)
+    assert record["dense"]["conv1.weight"] == "its matrix is 32 x 1, smaller than M = 8"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from .blocks import Array
 from .check import check_mask
+from .checkpoint import open_checkpoint, select_tensors
+from .data import DIGITS
 from .data.digits import Tensors, load_held_out, load_network, predict
 from .errors import InvalidArgumentError, UnsupportedPatternError
 from .masks import nm_mask, solve, transposable_mask
@@ -72,8 +74,10 @@ class Demo:
         Number of held-out images.
     dense_accuracy : float
         Fraction of them that is read correctly before pruning.
-    pruned, dense : tuple of str
-        Names of the weights that were pruned, and of those with a side below M, which were not.
+    pruned : tuple of str
+        Names of the tensors that were pruned: those that ``transmask prune`` takes.
+    dense : tuple of (str, str)
+        Names of the other tensors, with the reason.
     rows : tuple of DemoRow
         The plain mask first, then every solver under "exactly" and under "at_most".
     refused : tuple of (str, str, str)
@@ -86,7 +90,7 @@ class Demo:
     images: int
     dense_accuracy: float
     pruned: tuple[str, ...]
-    dense: tuple[str, ...]
+    dense: tuple[tuple[str, str], ...]
     rows: tuple[DemoRow, ...]
     refused: tuple[tuple[str, Constraint, str], ...]
     block: str
@@ -121,8 +125,8 @@ def run_demo(pattern: PatternLike = "2:4", *, solvers: Iterable[str] = (), threa
     """
     chosen = Pattern.of(pattern)
     network = load_network()
-    weights = [name for name, tensor in network.items() if tensor.ndim >= 2]
-    pruned = tuple(name for name in weights if min(network[name].shape[:2]) >= chosen.m)
+    selections = select_tensors(open_checkpoint(DIGITS).tensors, chosen)
+    pruned = tuple(item.tensor.name for item in selections if item.axes)
     if not pruned:
         raise InvalidArgumentError(
             f"`pattern` must have M of at most 100 for the demo's network, got {str(chosen)!r}. Try '2:4'."
@@ -143,7 +147,7 @@ def run_demo(pattern: PatternLike = "2:4", *, solvers: Iterable[str] = (), threa
         images=len(measure.images),
         dense_accuracy=measure.accuracy(network),
         pruned=pruned,
-        dense=tuple(name for name in weights if name not in pruned),
+        dense=tuple((item.tensor.name, item.reason) for item in selections if not item.axes),
         rows=tuple(rows),
         refused=tuple(refused),
         block=draw_block(corner, transposable_mask(corner, chosen, threads=threads), chosen),

@@ -42,6 +42,7 @@ def demo(
     rows = [asdict(row) for row in found.rows]
     if as_json:
         record: dict[str, Any] = asdict(found) | {"pattern": str(found.pattern), "checkpoint": str(DIGITS)}
+        record["dense"] = dict(found.dense)
         record["refused"] = [dict(zip(("solver", "constraint", "reason"), item, strict=True)) for item in found.refused]
         print_json(record)
         return

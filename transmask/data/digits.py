@@ -6,16 +6,14 @@ Two convolutions of 3 x 3 (1 to 32 and 32 to 64 channels), each followed by a po
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TypeAlias
 
-import ml_dtypes
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from ..blocks import Array
+from ..checkpoint import open_checkpoint
 from . import DIGITS, DIGITS_HELD_OUT
 
 __all__ = ["Tensors", "load_held_out", "load_network", "predict"]
@@ -36,7 +34,8 @@ def load_network() -> Tensors:
     >>> load_network()["conv2.weight"].shape
     (64, 32, 3, 3)
     """
-    return _load(DIGITS)
+    checkpoint = open_checkpoint(DIGITS)
+    return {tensor.name: checkpoint.read(tensor) for tensor in checkpoint.tensors}
 
 
 def load_held_out() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -54,15 +53,9 @@ def load_held_out() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     >>> f"{(predict(load_network(), images) == labels).mean():.2%}"
     '98.67%'
     """
-    tensors = _load(DIGITS_HELD_OUT)
-    return tensors["images"], tensors["labels"]
-
-
-def _load(path: Path) -> Tensors:
-    """Read every tensor of a safetensors file."""
-    np.dtype(ml_dtypes.bfloat16)  # safetensors looks the dtype up by its name, which ml_dtypes registers
-    with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is not iterable
+    checkpoint = open_checkpoint(DIGITS_HELD_OUT)
+    tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
+    return checkpoint.read(tensors["images"]), checkpoint.read(tensors["labels"])
 
 
 def predict(tensors: Tensors, images: Array) -> NDArray[np.int64]:
