@@ -41,7 +41,7 @@ TABLE = {
     info.name: info
     for info in (
         SolverInfo(
-            "enumeration", "Enumeration", "exact", BOTH, None, "numpy",
+            "enumeration", "Enumeration", "exact", BOTH, 8, "numpy",
             "Hu et al. 2024, Accelerating Transformer Pre-training with 2:4 Sparsity, section 5.1",
         ),
         SolverInfo(

@@ -24,7 +24,7 @@ from ..errors import UnsupportedPatternError
 from ..pattern import Constraint, Pattern
 from ..threads import run_parallel
 
-__all__ = ["Guarantee", "Solver", "SolverInfo"]
+__all__ = ["Guarantee", "Solver", "SolverInfo", "scale_blocks"]
 
 Guarantee: TypeAlias = Literal["exact", "kept >= 1/2 optimum", "pruned <= 2 x optimum", "none"]
 """What is proven of a solver's masks: the optimum, a factor on the kept or on the pruned weight, or nothing."""
@@ -93,12 +93,12 @@ class Solver(ABC):
                 f"got {str(pattern)!r}. {self._alternatives(pattern, constraint)}"
             )
 
-    @staticmethod
-    def _alternatives(pattern: Pattern, constraint: Constraint) -> str:
-        """Name the exact solvers that take this pattern."""
+    def _alternatives(self, pattern: Pattern, constraint: Constraint) -> str:
+        """Name the other exact solvers that take this pattern."""
         from . import exact_solvers
 
-        return f"Use one of {', '.join(map(repr, exact_solvers(pattern, constraint)))}."
+        others = [name for name in exact_solvers(pattern, constraint) if name != self.info.name]
+        return f"Use one of {', '.join(map(repr, others))}."
 
     def solve_blocks(self, blocks: Blocks, pattern: Pattern, *, threads: int, warm: bool) -> None:
         """Solve a grid of blocks and write the answer into ``blocks.mask``.
@@ -148,3 +148,33 @@ class Solver(ABC):
         SolverError
             If a third-party solver stops without an answer.
         """
+
+
+def scale_blocks(scores: Array, bits: int) -> NDArray[np.float64]:
+    """Multiply each block by a power of two of its own, so that its largest score lies in [2**(bits - 1), 2**bits).
+
+    It changes no mask, and makes what a solver does to scores relative to the largest of their block. Nothing is
+    rounded but scores that are smaller than that by a factor of 2**1000 or more.
+
+    Parameters
+    ----------
+    scores : ndarray of float32 or float64, shape (B, M, M)
+        Finite and non-negative; not modified.
+    bits : int
+
+    Returns
+    -------
+    ndarray of float64, shape (B, M, M)
+        A block of zeros stays one.
+
+    Examples
+    --------
+    >>> scale_blocks(np.array([[[3.0, 0.5], [0.0, 0.0]], [[5e-324, 0.0], [0.0, 0.0]]]), 4)
+    array([[[12.,  2.],
+            [ 0.,  0.]],
+    <BLANKLINE>
+           [[ 8.,  0.],
+            [ 0.,  0.]]])
+    """
+    _, exponents = np.frexp(scores.max(axis=(1, 2), keepdims=True))
+    return np.ldexp(scores.astype(np.float64, copy=False), bits - exponents)

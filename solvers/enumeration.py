@@ -4,20 +4,27 @@ Method
     All 0/1 M x M matrices that hold the constraint are listed once for a pattern (90 for 2:4 "exactly", 7343 for
     "at_most"). What each of them keeps of each block is one matrix product: blocks x entries by entries x masks.
 Guarantee
-    Exact, by exhaustion. The product is taken in float64 whatever the scores are, because float32 sums confuse masks
-    whose values differ in the seventh digit.
+    Exact, by exhaustion. The scores of each block are multiplied by a power of two and rounded to integers of as many
+    bits as let every sum of N * M of them be exact in float64 (50 at 2:4), whatever order the matrix product adds in.
+    Rounding loses at most 2 * (N * M)**2 / 2**53 of what the optimum keeps: 1.5e-14 at 2:4.
 Ties
     The mask that comes first in lexicographic order of its rows, where [True, ...] comes first, wins.
 Cost
-    (number of masks) * M^2 multiplications and as many comparisons a block.
+    (number of masks) * M^2 multiplications and as many comparisons a block: 0.2 us at 2:4 "exactly", 5 us at 2:4
+    "at_most", 60 us at 3:4 "at_most", whose 41503 masks are the most that M = 4 has. Up to 32 MB a thread.
 When not to use it
-    For more than 10^5 masks, which it refuses: 3:6 "exactly" has 297200. Any other exact solver takes those.
+    For more than some 10^4 masks, where min_cost_flow is faster; more than 10^5 it refuses, as 3:6 has 297200.
+
+References
+----------
+Hu et al. 2024, "Accelerating Transformer Pre-training with 2:4 Sparsity", section 5.1, for 2:4 "exactly".
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 from itertools import combinations
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +33,14 @@ from ..blocks import Array
 from ..errors import UnsupportedPatternError
 from ..pattern import Constraint, Pattern
 from . import TABLE
-from ._base import Solver
+from ._base import Solver, scale_blocks
 
 __all__ = ["Enumeration"]
 
 MAX_MASKS = 100_000
+
+_VALUES = 1 << 22
+"""Values in one product, 32 MB. With a quarter of it 1:8 takes twice as long: BLAS copies all masks every time."""
 
 
 class Enumeration(Solver):
@@ -57,16 +67,24 @@ class Enumeration(Solver):
 
     def solve_scores(self, scores: Array, pattern: Pattern, constraint: Constraint) -> NDArray[np.bool_]:
         """Solve a batch of blocks; see `Solver.solve_scores`."""
-        masks = feasible_masks(pattern, constraint)
-        assert masks is not None
-        entries = pattern.m**2
-        values = scores.reshape(-1, entries).astype(np.float64) @ masks.reshape(-1, entries).T.astype(np.float64)
-        return masks[np.argmax(values, axis=1)]
+        columns = _mask_columns(pattern, constraint)
+        bits = 53 - (pattern.n * pattern.m - 1).bit_length()
+        integers = np.rint(scale_blocks(scores, bits)).reshape(len(scores), -1)
+        mask = np.empty(integers.shape, np.bool_)
+        step = max(1, _VALUES // columns.shape[1])
+        for start in range(0, len(scores), step):
+            part = slice(start, start + step)
+            mask[part] = columns[:, np.argmax(integers[part] @ columns, axis=1)].T
+        return mask.reshape(scores.shape)
 
 
 @lru_cache(maxsize=8)
 def feasible_masks(pattern: Pattern, constraint: Constraint) -> NDArray[np.bool_] | None:
     """List the masks of one block, in lexicographic order with True first, or None if there are more than 10^5.
+
+    They are built row by row. Every list of first rows that no column rules out can be completed (by total
+    unimodularity, as the average of what is left to each column is feasible), so there are at least as many masks as
+    such lists, and it is safe to stop as soon as the lists are too many.
 
     Parameters
     ----------
@@ -84,16 +102,30 @@ def feasible_masks(pattern: Pattern, constraint: Constraint) -> NDArray[np.bool_
     """
     n, m = pattern.n, pattern.m
     sizes = [n] if constraint == "exactly" else range(n + 1)
+    if sum(comb(m, size) for size in sizes) ** max(1, min(n, m - n)) > MAX_MASKS:
+        return None  # the first min(n, m - n) rows are free
     rows = np.array([np.isin(range(m), chosen) for size in sizes for chosen in combinations(range(m), size)])
     rows = rows[np.lexsort(~rows.T[::-1])]
-    partial = np.zeros((1, 0, m), np.bool_)
+    lists = np.zeros((1, 0, m), np.bool_)
     for rows_left in range(m - 1, -1, -1):
-        extended = np.concatenate(
-            [np.repeat(partial, len(rows), axis=0), np.tile(rows, (len(partial), 1))[:, None, :]], axis=1
-        )
-        sums = extended.sum(axis=1)
-        feasible = sums <= n if constraint == "at_most" else (sums <= n) & (sums + rows_left >= n)
-        partial = extended[feasible.all(axis=1)]
-        if len(partial) > MAX_MASKS:
-            return None
-    return partial
+        parts, count = [], 0
+        for part in np.array_split(lists, -(-len(lists) * len(rows) // MAX_MASKS)):
+            longer = np.concatenate(
+                [np.repeat(part, len(rows), axis=0), np.tile(rows, (len(part), 1))[:, None, :]], axis=1
+            )
+            sums = longer.sum(axis=1)
+            feasible = sums <= n if constraint == "at_most" else (sums <= n) & (sums + rows_left >= n)
+            parts.append(longer[feasible.all(axis=1)])
+            count += len(parts[-1])
+            if count > MAX_MASKS:
+                return None
+        lists = np.concatenate(parts)
+    return lists
+
+
+@lru_cache(maxsize=8)
+def _mask_columns(pattern: Pattern, constraint: Constraint) -> NDArray[np.float64]:
+    """Return the masks of a pattern that `Enumeration.check` passed as the columns of a (M * M, count) matrix."""
+    masks = feasible_masks(pattern, constraint)
+    assert masks is not None
+    return masks.reshape(len(masks), -1).T.astype(np.float64, order="C")

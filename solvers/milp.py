@@ -40,7 +40,7 @@ from ..blocks import Array
 from ..errors import SolverError
 from ..pattern import Constraint, Pattern
 from . import TABLE
-from ._base import Solver
+from ._base import Solver, scale_blocks
 
 __all__ = ["Milp"]
 
@@ -81,8 +81,7 @@ class Milp(Solver):
         """Solve a batch of blocks; see `Solver.solve_scores`."""
         constraints = self.constraints(pattern, constraint)
         entries = pattern.m**2
-        _, exponents = np.frexp(scores.max(axis=(1, 2), keepdims=True))
-        costs = -np.ldexp(scores.astype(np.float64), COST_BITS - exponents).reshape(-1, entries)
+        costs = -scale_blocks(scores, COST_BITS).reshape(-1, entries)
         kept = np.empty((len(scores), entries), np.bool_)
         for block, block_costs in enumerate(costs):
             answer = milp(

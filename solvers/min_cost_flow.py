@@ -36,7 +36,7 @@ from ..blocks import Array, Blocks
 from ..errors import SolverError
 from ..pattern import Constraint, Pattern
 from . import TABLE
-from ._base import Solver
+from ._base import Solver, scale_blocks
 
 __all__ = ["MinCostFlow"]
 
@@ -137,10 +137,9 @@ def integer_costs(scores: Array, network: FlowNetwork) -> NDArray[np.int64]:
     count, m, _ = scores.shape
     nodes = network.supplies.size + 2  # OR-Tools adds a source and a sink
     bits = PRODUCT_BITS + 1 - nodes.bit_length()
-    _, exponents = np.frexp(scores.max(axis=(1, 2), keepdims=True))
     half = np.int64(1) << (bits - 1)
     costs = np.zeros((count, network.tails.size), np.int64)
-    costs[:, : m * m] = np.rint(np.ldexp(scores.astype(np.float64), bits - exponents)).reshape(count, -1)
+    costs[:, : m * m] = np.rint(scale_blocks(scores, bits)).reshape(count, -1)
     np.negative(costs, out=costs)
     costs[:, network.tails < m] += half
     return costs
