@@ -6,11 +6,14 @@
 from ._base import Checkpoint, TensorInfo
 from ._open import open_checkpoint
 from ._record import PruneRecord
+from .checking import CheckedTensor, check_checkpoint
 from .masks_file import Masks, read_masks, write_masks
-from .pruning import PrunedTensor, PrunePlan, plan_pruning, prune_checkpoint
+from .planning import PrunePlan, plan_pruning
+from .pruning import PrunedTensor, prune_checkpoint
 from .selection import Selection, select_tensors
 
 __all__ = [
+    "CheckedTensor",
     "Checkpoint",
     "Masks",
     "PrunePlan",
@@ -18,6 +21,7 @@ __all__ = [
     "PrunedTensor",
     "Selection",
     "TensorInfo",
+    "check_checkpoint",
     "open_checkpoint",
     "plan_pruning",
     "prune_checkpoint",

@@ -61,11 +61,11 @@ class PruneRecord:
                 "Use the release of transmask that wrote it, or a later one."
             )
         try:
+            axes = {str(name): (int(first), int(second)) for name, (first, second) in fields["axes"].items()}
+            if any(first == second or min(first, second) < 0 for first, second in axes.values()):
+                raise ValueError("two different axes make a matrix")
             return cls(
-                Pattern.parse(fields["pattern"]),
-                as_constraint(fields["constraint"]),
-                str(fields["solver"]),
-                {str(name): (int(first), int(second)) for name, (first, second) in fields["axes"].items()},
+                Pattern.parse(fields["pattern"]), as_constraint(fields["constraint"]), str(fields["solver"]), axes
             )
         except (KeyError, TypeError, ValueError, AttributeError, TransmaskError) as error:
             raise CheckpointError(f"the transmask record in {where} is damaged: {error}.") from None

@@ -1,4 +1,4 @@
-"""Prune a checkpoint: plan from the headers, then solve and write one tensor at a time."""
+"""Prune a checkpoint: solve and write one tensor at a time."""
 
 from __future__ import annotations
 
@@ -12,44 +12,16 @@ import numpy as np
 from ..blocks import Array
 from ..errors import InvalidArgumentError
 from ..masks import solve
-from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ..result import MaskResult
-from ..solvers import Solver, as_solver
 from ..threads import resolve_threads
-from ._base import Checkpoint, TensorInfo
-from ._open import PathLike, as_path, open_checkpoint
+from ._base import TensorInfo
+from ._open import PathLike, as_path
 from ._record import PruneRecord
 from ._staging import Staging
 from .masks_file import as_masks_path, write_mask, write_masks_header
-from .selection import Selection, select_tensors
+from .planning import PrunePlan
 
-__all__ = ["PrunePlan", "PrunedTensor", "plan_pruning", "prune_checkpoint"]
-
-
-@dataclass(frozen=True, slots=True)
-class PrunePlan:
-    """What `prune_checkpoint` will do, known without reading a weight.
-
-    Attributes
-    ----------
-    checkpoint : Checkpoint
-    pattern : Pattern
-    constraint : {"exactly", "at_most"}
-    solver : Solver
-    selections : tuple of Selection
-        One for each tensor of the checkpoint, in its order.
-    """
-
-    checkpoint: Checkpoint
-    pattern: Pattern
-    constraint: Constraint
-    solver: Solver
-    selections: tuple[Selection, ...]
-
-    @property
-    def axes(self) -> dict[str, tuple[int, int]]:
-        """The tensors to prune, by name, with the axes that form their matrix."""
-        return {chosen.tensor.name: chosen.axes for chosen in self.selections if chosen.axes is not None}
+__all__ = ["Progress", "PrunedTensor", "prune_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,56 +56,6 @@ class PrunedTensor:
 
 Progress: TypeAlias = Callable[[TensorInfo, PrunedTensor | None], None]
 """Called when a tensor is begun, with None, and when it is done, with the outcome."""
-
-
-def plan_pruning(
-    model: PathLike,
-    pattern: PatternLike,
-    *,
-    constraint: str = "exactly",
-    solver: str | Solver = "auto",
-    include: str | None = None,
-    exclude: str | None = None,
-) -> PrunePlan:
-    """Decide which tensors of a checkpoint are pruned, from its headers alone.
-
-    Parameters
-    ----------
-    model : str or path-like
-        What `open_checkpoint` takes.
-    pattern : Pattern, str or tuple of two int
-        N entries kept of every M.
-    constraint : {"exactly", "at_most"}, default "exactly"
-    solver : str or Solver, default "auto"
-    include, exclude : str, optional
-        Regular expressions on the tensors' names; see `select_tensors`.
-
-    Returns
-    -------
-    PrunePlan
-        For `prune_checkpoint`.
-
-    Raises
-    ------
-    InvalidTypeError, InvalidArgumentError, UnsupportedPatternError
-        If an argument cannot be used, or no tensor can be pruned.
-    CheckpointError, OSError
-        If the checkpoint cannot be read.
-    """
-    chosen, limit = Pattern.of(pattern), as_constraint(constraint)
-    worker = as_solver(solver, chosen, limit)
-    worker.check(chosen, limit)
-    checkpoint = open_checkpoint(model)
-    selections = select_tensors(checkpoint.tensors, chosen, include=include, exclude=exclude)
-    plan = PrunePlan(checkpoint, chosen, limit, worker, selections)
-    if not plan.axes:
-        reasons = "; ".join(dict.fromkeys(f"{skip.tensor.name} is {skip.reason}" for skip in selections[:3]))
-        more = f"; {len(selections) - 3} more" if len(selections) > 3 else ""
-        raise InvalidArgumentError(
-            f"`model` must hold a tensor that can be pruned, got none of {len(selections)} in "
-            f"{str(checkpoint.path)!r}. Skipped: {reasons}{more}."
-        )
-    return plan
 
 
 def prune_checkpoint(
@@ -182,10 +104,10 @@ def prune_checkpoint(
 
     Examples
     --------
-    >>> import tempfile, numpy as np
+    >>> import tempfile, numpy as np, transmask.checkpoint
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.savez(f"{folder}/model.npz", weight=np.arange(16.0).reshape(4, 4))
-    ...     plan = plan_pruning(f"{folder}/model.npz", "2:4")
+    ...     plan = transmask.checkpoint.plan_pruning(f"{folder}/model.npz", "2:4")
     ...     [outcome] = prune_checkpoint(plan, f"{folder}/pruned.npz")
     ...     outcome.kept, np.load(f"{folder}/pruned.npz")["weight"].sum()
     (60.0, np.float64(60.0))

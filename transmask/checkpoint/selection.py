@@ -20,7 +20,7 @@ from ..errors import InvalidArgumentError, InvalidTypeError
 from ..pattern import Pattern
 from ._base import TensorInfo
 
-__all__ = ["Selection", "matrix_axes", "select_tensors"]
+__all__ = ["Selection", "matching_names", "matrix_axes", "select_tensors"]
 
 # What is matched against a part of a lower-case name, and how many of its last parts are looked at. Hugging Face has
 # embed_tokens, word_embeddings, wte, wpe, shared (T5) and relative_attention_bias; timm pos_embed and
@@ -90,6 +90,22 @@ def select_tensors(
     return tuple(_select(tensor, pattern.m, wanted, unwanted) for tensor in tensors)
 
 
+def matching_names(names: Iterable[str], *, include: str | None, exclude: str | None) -> list[str]:
+    """Return the names in which `include` is found, if it is given, and `exclude` is not.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidArgumentError
+        If `include` or `exclude` is no regular expression.
+    """
+    wanted, unwanted = _compiled(include, "include"), _compiled(exclude, "exclude")
+    return [
+        name
+        for name in names
+        if (wanted is None or wanted.search(name)) and not (unwanted is not None and unwanted.search(name))
+    ]
+
+
 def _compiled(expression: str | None, argument: str) -> re.Pattern[str] | None:
     """Compile a regular expression given by the user."""
     if expression is None:
@@ -118,6 +134,8 @@ def _select(tensor: TensorInfo, m: int, wanted: re.Pattern[str] | None, unwanted
         reason = "not included"
     elif wanted is None and (kind := _kind_by_name(tensor.name)):
         reason = f"{kind}, by its name"
+    elif tensor.size == 0:
+        reason = "empty"
     elif min(sides) < m:
         reason = f"its matrix is {sides[0]} x {sides[1]}, smaller than M = {m}"
     else:

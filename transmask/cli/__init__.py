@@ -14,7 +14,10 @@ import typer
 
 from ..errors import TransmaskError
 from ._output import INTERRUPTED, WRONG_USE, print_error
+from .check import check
+from .compare import compare
 from .demo import demo
+from .prune import prune
 from .solvers import solvers
 
 __all__ = ["app", "main"]
@@ -26,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("prune")(prune)
+app.command("check")(check)
+app.command("compare")(compare)
 app.command("solvers")(solvers)
 app.command("demo")(demo)
 

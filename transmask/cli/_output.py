@@ -25,6 +25,7 @@ __all__ = [
     "print_line",
     "print_table",
     "seconds",
+    "shape",
 ]
 
 DONE, CHECK_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
@@ -124,8 +125,15 @@ def gap(relative: float) -> str:
 
 
 def seconds(value: float) -> str:
-    """Format a duration in seconds, with three significant digits below 100 s."""
-    return f"{value:.3g} s" if value < 100 else f"{value:,.0f} s"
+    """Format a duration in seconds with three significant digits, 0.00252 as "2.52 ms"."""
+    if value < 0.9995:
+        return f"{1000 * value:.3g} ms"
+    return f"{value:.3g} s" if value < 999.5 else f"{value:,.0f} s"
+
+
+def shape(sides: Sequence[int]) -> str:
+    """Format a shape, (64, 3, 7, 7) as "64 x 3 x 7 x 7"."""
+    return " x ".join(map(str, sides)) or "scalar"
 
 
 def count(value: float) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from ..solvers import list_solvers
 from ._options import JsonOption
-from ._output import Column, print_json, print_table
+from ._output import Column, print_json, print_line, print_table
 
 __all__ = ["solvers"]
 
@@ -16,7 +16,6 @@ COLUMNS = (
     Column("constraints", "constraints", ", ".join),
     Column("max_m", "largest M", lambda limit: "any" if limit is None else str(limit), right=True),
     Column("needs", "runs on"),
-    Column("reference", "reference"),
 )
 
 
@@ -25,5 +24,8 @@ def solvers(*, as_json: JsonOption = False) -> None:
     rows = [asdict(info) for info in list_solvers()]
     if as_json:
         print_json([{key: row[key] for key in row if key != "class_name"} for row in rows])
-    else:
-        print_table(rows, COLUMNS)
+        return
+    print_table(rows, COLUMNS)
+    print_line()
+    for row in rows:
+        print_line(f"{row['name']}: {row['reference']}.")

@@ -1,0 +1,134 @@
+"""Check that the matrices of a checkpoint, or the masks of a masks file, hold a pattern in rows and in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..check import MaskReport, check_mask
+from ..errors import CheckpointError, InvalidArgumentError
+from ..pattern import Constraint, Pattern, PatternLike, as_constraint
+from ._base import Checkpoint
+from ._open import PathLike, open_checkpoint
+from ._safetensors import SafetensorsCheckpoint
+from .masks_file import MASKS_KEY, Masks
+from .selection import matching_names, select_tensors
+
+__all__ = ["CheckedTensor", "check_checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedTensor:
+    """What was found in one tensor.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+    axes : tuple of two int
+        The axes that form its matrix.
+    report : MaskReport
+        An entry counts as kept if it is not zero; in a masks file, if its bit is set.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[int, int]
+    report: MaskReport
+
+
+def check_checkpoint(
+    model: PathLike,
+    pattern: PatternLike,
+    *,
+    constraint: str = "at_most",
+    include: str | None = None,
+    exclude: str | None = None,
+) -> Iterator[CheckedTensor]:
+    """Check a checkpoint or a masks file, one tensor in memory at a time.
+
+    Looked at are the tensors that the file itself says were pruned; if it says nothing, those that pruning would take.
+
+    Parameters
+    ----------
+    model : str or path-like
+        What `open_checkpoint` takes, or a masks file.
+    pattern : Pattern, str or tuple of two int
+        N entries kept of every M; need not be the pattern that the file names.
+    constraint : {"exactly", "at_most"}, default "at_most"
+        "at_most" is what sparse hardware asks for. In a checkpoint a weight that was kept but is zero counts as pruned,
+        so that "exactly" can fail for a file that was pruned "exactly"; the masks file has no such doubt.
+    include, exclude : str, optional
+        Regular expressions on the tensors' names; see `select_tensors`.
+
+    Returns
+    -------
+    iterator of CheckedTensor
+        In the order of the file; a tensor is read when the iterator reaches it.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidArgumentError
+        If an argument cannot be used, or there is nothing to check.
+    CheckpointError, OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/model.npz", good=np.eye(4), bad=np.tri(4))
+    ...     for found in check_checkpoint(f"{folder}/model.npz", "2:4"):
+    ...         print(found.name, found.report.first_offender or "holds 2:4")
+    good holds 2:4
+    bad row 2, columns 0 to 3 keeps 3, more than 2 of 4
+    """
+    chosen, limit = Pattern.of(pattern), as_constraint(constraint)
+    checkpoint = open_checkpoint(model)
+    masks = None
+    if isinstance(checkpoint, SafetensorsCheckpoint) and MASKS_KEY in checkpoint.metadata:
+        masks = Masks(checkpoint.path)
+        axes = masks.axes
+    else:
+        axes = _axes_to_check(checkpoint, chosen, include, exclude)
+    names = matching_names(axes, include=include, exclude=exclude)
+    if not names:
+        raise InvalidArgumentError(
+            f"`model` must hold a tensor to check, got none in {str(checkpoint.path)!r}. "
+            "`transmask prune --dry-run` tells why each of its tensors is left out."
+        )
+    return _checked(checkpoint, masks, {name: axes[name] for name in names}, chosen, limit)
+
+
+def _axes_to_check(
+    checkpoint: Checkpoint, pattern: Pattern, include: str | None, exclude: str | None
+) -> dict[str, tuple[int, int]]:
+    """Tell which tensors are meant to hold a pattern, with the axes that form their matrix."""
+    if checkpoint.record is None:
+        selections = select_tensors(checkpoint.tensors, pattern, include=include, exclude=exclude)
+        return {chosen.tensor.name: chosen.axes for chosen in selections if chosen.axes is not None}
+    known = {tensor.name: tensor for tensor in checkpoint.tensors}
+    for name, axes in checkpoint.record.axes.items():
+        if name not in known or not known[name].is_floating or max(axes) >= len(known[name].shape):
+            raise CheckpointError(
+                f"{str(checkpoint.path)!r} says that {name!r} was pruned along the axes {axes}, "
+                "but it holds no such tensor. It was changed after pruning."
+            )
+    return checkpoint.record.axes
+
+
+def _checked(
+    checkpoint: Checkpoint,
+    masks: Masks | None,
+    axes: dict[str, tuple[int, int]],
+    pattern: Pattern,
+    constraint: Constraint,
+) -> Iterator[CheckedTensor]:
+    """Check one tensor after the other."""
+    tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
+    for name, pair in axes.items():
+        mask: NDArray[np.bool_] = checkpoint.read(tensors[name]) != 0 if masks is None else masks[name]
+        yield CheckedTensor(name, mask.shape, pair, check_mask(mask, pattern, constraint=constraint, axes=pair))

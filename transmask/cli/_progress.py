@@ -1,0 +1,90 @@
+"""Progress through the tensors of a checkpoint, on stderr: a bar on a terminal, a line for each tensor in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, Task
+
+__all__ = ["TensorProgress"]
+
+
+class TensorProgress:
+    """A ``with`` block that shows which tensor is worked on, how fast weights go by, and the time left.
+
+    Parameters
+    ----------
+    n_weights : int
+        How many weights there are in all.
+    n_tensors : int
+        In how many tensors.
+    """
+
+    def __init__(self, n_weights: int, n_tensors: int) -> None:
+        self._n_weights = n_weights
+        self._n_tensors = n_tensors
+        self._n_done = 0
+        self._bar = _bar() if sys.stderr.isatty() else None
+
+    def __enter__(self) -> TensorProgress:
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._n_weights, tensor="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, name: str) -> None:
+        """Show that the tensor `name` is worked on."""
+        if self._bar is not None:
+            self._bar.update(self._task, tensor=name)
+
+    def advance(self, name: str, n_weights: int, outcome: str) -> None:
+        """Count a tensor with `n_weights` as done; in a pipe, print a line with its `outcome`."""
+        self._n_done += 1
+        if self._bar is not None:
+            self._bar.advance(self._task, n_weights)
+        else:
+            sys.stderr.write(f"[{self._n_done}/{self._n_tensors}] {name}: {outcome}\n")
+            sys.stderr.flush()
+
+
+def _bar() -> Progress:
+    """Build the bar of rich, which is slow to import."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TimeRemainingColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Name(ProgressColumn):
+        """The tensor, cut where the terminal is narrow; names may hold brackets, so they are no markup."""
+
+        def render(self, task: Task) -> Text:
+            return Text(task.fields["tensor"], no_wrap=True, overflow="ellipsis")
+
+    class Rate(ProgressColumn):
+        """Weights a second since the start."""
+
+        def render(self, task: Task) -> Text:
+            elapsed = task.elapsed
+            return Text(f"{task.completed / elapsed / 1e6:.3g} M weights/s" if elapsed and task.completed else "")
+
+    return Progress(
+        SpinnerColumn(),
+        Name(table_column=Column(ratio=1, no_wrap=True)),
+        BarColumn(bar_width=20),
+        "{task.percentage:>3.0f} %",
+        Rate(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(),
+        "left",
+        console=Console(stderr=True),
+        transient=True,
+        expand=True,
+    )

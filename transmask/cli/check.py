@@ -1,0 +1,79 @@
+"""``transmask check``: tell whether the matrices of a checkpoint are N:M sparse in rows and in columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ._options import ExcludeOption, IncludeOption, JsonOption, PatternOption
+from ._output import CHECK_FAILED, DONE, Column, percent, print_json, print_line, print_table, shape
+
+if TYPE_CHECKING:
+    from ..checkpoint import CheckedTensor
+
+__all__ = ["check"]
+
+COLUMNS = (
+    Column("name", "tensor"),
+    Column("shape", "shape", shape),
+    Column("density", "kept entries", percent, right=True),
+    Column("row_violations", "bad row groups", right=True),
+    Column("column_violations", "bad column groups", right=True),
+)
+
+
+def check(
+    file: Annotated[Path, typer.Argument(help="What `transmask prune` takes, or a masks file.")],
+    pattern: PatternOption,
+    constraint: Annotated[
+        str,
+        typer.Option(
+            "--constraint",
+            metavar="NAME",
+            help="'at_most' is what hardware asks for; under 'exactly' a kept weight that is zero counts as pruned.",
+        ),
+    ] = "at_most",
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Check that every matrix in FILE and its transpose keep at most N of every M; exit with 1 if one does not.
+
+    Looked at are the tensors that FILE says were pruned; if it says nothing, those that `transmask prune` would take.
+    """
+    from ..checkpoint import check_checkpoint
+
+    found = check_checkpoint(file, pattern, constraint=constraint, include=include, exclude=exclude)
+    rows = [_row(checked) for checked in found]
+    bad = [row for row in rows if not row["ok"]]
+    if as_json:
+        print_json({"file": str(file), "pattern": pattern, "constraint": constraint, "ok": not bad, "tensors": rows})
+        return CHECK_FAILED if bad else DONE
+    print_table(rows, COLUMNS)
+    print_line()
+    rule = f"{pattern} {constraint.replace('_', ' ')} in rows and columns"
+    if bad:
+        print_line(f"failed: {len(bad)} of {len(rows)} tensors do not hold {rule}")
+        print_line(f"first:  {bad[0]['name']}: {bad[0]['first_offender']}")
+        return CHECK_FAILED
+    print_line(f"ok: {len(rows)} tensors hold {rule}")
+    return DONE
+
+
+def _row(checked: CheckedTensor) -> dict[str, Any]:
+    """Describe what was found in a tensor."""
+    report = checked.report
+    return {
+        "name": checked.name,
+        "shape": list(checked.shape),
+        "axes": list(checked.axes),
+        "ok": report.ok,
+        "density": report.density,
+        "row_groups": report.row_groups,
+        "row_violations": report.row_violations,
+        "column_groups": report.column_groups,
+        "column_violations": report.column_violations,
+        "first_offender": report.first_offender,
+    }

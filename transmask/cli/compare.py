@@ -1,0 +1,162 @@
+"""``transmask compare``: the solvers side by side on the blocks of a checkpoint."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InvalidArgumentError, MissingDependencyError, UnsupportedPatternError
+from ._options import ConstraintOption, ExcludeOption, IncludeOption, JsonOption, PatternOption, ThreadsOption
+from ._output import Column, count, gap, percent, print_json, print_line, print_table, seconds
+from ._progress import TensorProgress
+
+if TYPE_CHECKING:
+    from ..blocks import Array
+    from ..pattern import Constraint, Pattern
+    from ..solvers import Solver
+
+__all__ = ["compare"]
+
+COLUMNS = (
+    Column("solver", "solver"),
+    Column("kept_fraction", "kept", percent, right=True),
+    Column("gap", "proven gap", gap, right=True),
+    Column("seconds", "time", seconds, right=True),
+    Column("blocks_per_second", "blocks/s", count, right=True),
+)
+LEFT_OUT = (Column("solver", "left out"), Column("reason", "reason"))
+
+
+def compare(
+    file: Annotated[Path, typer.Argument(help="What `transmask prune` takes.")],
+    pattern: PatternOption,
+    solver: Annotated[
+        list[str] | None,
+        typer.Option("--solver", metavar="NAME", help="May be repeated. Default: every solver that can."),
+    ] = None,
+    constraint: ConstraintOption = "exactly",
+    sample: Annotated[
+        int,
+        typer.Option("--sample", metavar="N", help="How many blocks, spread evenly over the file, all solvers solve."),
+    ] = 2000,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="OUT", help="Draw kept weight against time, as .png, .svg or .pdf.")
+    ] = None,
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare solvers on blocks of FILE: weight kept, proven gap, time.
+
+    All solvers are given the same blocks, in memory, and one block before, which is not timed, to compile what they
+    compile. Blocks that an edge cuts are left out.
+    """
+    from ..checkpoint import plan_pruning
+    from ..checkpoint.sampling import sample_blocks
+
+    if plot is not None:
+        _check_plot(plot)
+    if sample < 1:
+        raise InvalidArgumentError(f"`sample` must be at least 1, got {sample}.")
+    plan = plan_pruning(file, pattern, constraint=constraint, solver="auto", include=include, exclude=exclude)
+    workers, left_out = _workers(solver, plan.pattern, plan.constraint)
+    blocks, n_all = sample_blocks(plan, sample)
+    rows = []
+    with TensorProgress(blocks.size * len(workers), len(workers)) as progress:
+        for worker in workers:
+            progress.begin(worker.info.name)
+            rows.append(_row(worker, blocks, pattern, constraint, threads))
+            progress.advance(worker.info.name, blocks.size, seconds(rows[-1]["seconds"]))
+    if plot is not None:
+        _draw(rows, plot, plan.checkpoint.files)
+    report = {
+        "file": str(file),
+        "pattern": str(plan.pattern),
+        "constraint": plan.constraint,
+        "blocks": len(blocks),
+        "blocks_in_file": n_all,
+        "solvers": rows,
+        "left_out": left_out,
+        "plot": None if plot is None else str(plot),
+    }
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+
+
+def _workers(
+    names: list[str] | None, pattern: Pattern, constraint: Constraint
+) -> tuple[list[Solver], list[dict[str, str]]]:
+    """Make the solvers; one that was not asked for by name may refuse, with its reason."""
+    from ..solvers import as_solver, list_solvers
+
+    workers, left_out = [], []
+    for name in dict.fromkeys(names or [info.name for info in list_solvers()]):
+        try:
+            worker = as_solver(name, pattern, constraint)
+            worker.check(pattern, constraint)
+        except (UnsupportedPatternError, MissingDependencyError) as error:
+            if names:
+                raise
+            left_out.append({"solver": name, "reason": str(error)})
+        else:
+            workers.append(worker)
+    return workers, left_out
+
+
+def _row(worker: Solver, blocks: Array, pattern: str, constraint: str, threads: int | None) -> dict[str, Any]:
+    """Let one solver solve all blocks."""
+    from ..masks import solve
+
+    solve(blocks[:1], pattern, constraint=constraint, solver=worker, threads=threads)
+    result = solve(blocks, pattern, constraint=constraint, solver=worker, threads=threads)
+    return {
+        "solver": worker.info.name,
+        "constraint": result.constraint,
+        "kept_fraction": result.kept / result.total if result.total else 1.0,
+        "gap": result.gap,
+        "status": result.status.value,
+        "seconds": result.seconds,
+        "blocks_per_second": result.n_blocks / result.seconds,
+    }
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """Print the table, and what it was measured on."""
+    print_table(report["solvers"], COLUMNS)
+    if report["left_out"]:
+        print_line()
+        print_table(report["left_out"], LEFT_OUT)
+    print_line()
+    rule = f"{report['pattern']} {report['constraint'].replace('_', ' ')}"
+    print_line(f"{rule}, on {count(report['blocks'])} of {count(report['blocks_in_file'])} blocks of {report['file']}")
+    if report["plot"] is not None:
+        print_line(f"wrote {report['plot']}")
+
+
+def _check_plot(path: Path) -> None:
+    """Refuse a plot that could not be written in the end, before any solver runs."""
+    if find_spec("matplotlib") is None:
+        raise MissingDependencyError(
+            '`plot` must be left out where matplotlib is not installed. Install it: pip install "transmask[plot]"'
+        )
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise InvalidArgumentError(f"`plot` must end with '.png', '.svg' or '.pdf', got {str(path)!r}.")
+
+
+def _draw(rows: list[dict[str, Any]], path: Path, inputs: tuple[Path, ...]) -> None:
+    """Draw kept weight against time into a file, which appears complete or not at all."""
+    from matplotlib.figure import Figure
+
+    from ..checkpoint._staging import Staging
+    from ..plotting import plot_solver_quality
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")  # no pyplot: no window, no state
+    plot_solver_quality(rows, ax=figure.subplots())
+    with Staging(inputs) as staging:
+        figure.savefig(staging.file(path, "plot"), format=path.suffix[1:], dpi=150)

@@ -1,0 +1,180 @@
+"""``transmask prune``: write a checkpoint whose matrices and their transposes hold N:M."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ._options import (
+    ConstraintOption,
+    ExcludeOption,
+    IncludeOption,
+    JsonOption,
+    PatternOption,
+    SolverOption,
+    ThreadsOption,
+)
+from ._output import Column, count, gap, percent, print_json, print_line, print_table, seconds, shape
+from ._progress import TensorProgress
+
+if TYPE_CHECKING:
+    from ..checkpoint import PrunedTensor, PrunePlan, TensorInfo
+    from ..checkpoint.pruning import Progress
+
+__all__ = ["prune"]
+
+PRUNED = (
+    Column("name", "pruned"),
+    Column("shape", "shape", shape),
+    Column("dtype", "dtype"),
+    Column("kept_fraction", "kept", percent, right=True),
+    Column("gap", "gap", gap, right=True),
+    Column("seconds", "time", seconds, right=True),
+)
+PLANNED = (*PRUNED[:3], Column("axes", "matrix axes", lambda axes: f"{axes[0]}, {axes[1]}"))
+SKIPPED = (
+    Column("name", "skipped"),
+    Column("shape", "shape", shape),
+    Column("dtype", "dtype"),
+    Column("reason", "reason"),
+)
+
+
+def prune(
+    model: Annotated[Path, typer.Argument(help="A .safetensors, .npz or .npy file, or the index.json of shards.")],
+    pattern: PatternOption,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT", help="The new checkpoint; for shards, a new folder."),
+    ] = None,
+    masks: Annotated[
+        Path | None, typer.Option("--masks", metavar="FILE", help="Write the masks too, packed, as .safetensors.")
+    ] = None,
+    apply: Annotated[
+        bool, typer.Option(help="Write zeros in place of pruned weights, or only the masks (with --masks).")
+    ] = True,
+    constraint: ConstraintOption = "exactly",
+    solver: SolverOption = "auto",
+    include: IncludeOption = None,
+    exclude: ExcludeOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be pruned and write nothing.")] = False,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prune MODEL so that each matrix and its transpose keep N of every M, with a proof of how good each mask is.
+
+    Pruned is every floating tensor with at least two axes whose matrix has M rows and M columns or more, except
+    embeddings, norms, biases and quantisation scales, told by their names. Convolutions form their matrix of the first
+    two axes, stacked experts of the last two. The outputs appear complete or not at all; existing files are replaced.
+    """
+    from ..checkpoint import plan_pruning, prune_checkpoint
+
+    began = time.perf_counter()
+    plan = plan_pruning(model, pattern, constraint=constraint, solver=solver, include=include, exclude=exclude)
+    outcomes: list[PrunedTensor] = []
+    if not dry_run:
+        with TensorProgress(plan.n_weights, len(plan.axes)) as progress:
+            outcomes = prune_checkpoint(
+                plan, output, masks=masks, apply=apply, threads=threads, progress=_shown_on(progress)
+            )
+    report = {
+        "model": str(model),
+        "output": None if output is None or dry_run else str(output),
+        "masks": None if masks is None or dry_run else str(masks),
+        "pattern": str(plan.pattern),
+        "constraint": plan.constraint,
+        "solver": plan.solver.info.name,
+        "dry_run": dry_run,
+        "pruned": _planned(plan) if dry_run else [_outcome(outcome) for outcome in outcomes],
+        "skipped": _skipped(plan),
+        "summary": None if dry_run else _summary(outcomes) | {"wall_seconds": time.perf_counter() - began},
+    }
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report)
+
+
+def _shown_on(progress: TensorProgress) -> Progress:
+    """Connect the library's progress calls with what is shown."""
+
+    def show(tensor: TensorInfo, outcome: PrunedTensor | None) -> None:
+        if outcome is None:
+            progress.begin(tensor.name)
+        else:
+            row = _outcome(outcome)
+            words = f"kept {percent(row['kept_fraction'])}, gap {gap(row['gap'])}, {seconds(row['seconds'])}"
+            progress.advance(tensor.name, tensor.size, words)
+
+    return show
+
+
+def _planned(plan: PrunePlan) -> list[dict[str, Any]]:
+    """List what would be pruned."""
+    return [
+        _tensor(chosen.tensor) | {"axes": list(chosen.axes)} for chosen in plan.selections if chosen.axes is not None
+    ]
+
+
+def _skipped(plan: PrunePlan) -> list[dict[str, Any]]:
+    """List what is not pruned, and why."""
+    return [_tensor(skip.tensor) | {"reason": skip.reason} for skip in plan.selections if skip.axes is None]
+
+
+def _tensor(tensor: TensorInfo) -> dict[str, Any]:
+    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": tensor.dtype}
+
+
+def _outcome(outcome: PrunedTensor) -> dict[str, Any]:
+    """Describe what became of a tensor."""
+    return _tensor(outcome.tensor) | {
+        "axes": list(outcome.axes),
+        "kept": outcome.kept,
+        "total": outcome.total,
+        "kept_fraction": outcome.kept / outcome.total if outcome.total else 1.0,
+        "upper_bound": outcome.upper_bound,
+        "gap": outcome.gap,
+        "blocks": outcome.n_blocks,
+        "seconds": outcome.seconds,
+    }
+
+
+def _summary(outcomes: list[PrunedTensor]) -> dict[str, Any]:
+    """Add up the tensors."""
+    kept, total, bound = (
+        math.fsum(getattr(outcome, name) for outcome in outcomes) for name in ("kept", "total", "upper_bound")
+    )
+    return {
+        "tensors": len(outcomes),
+        "weights": sum(outcome.tensor.size for outcome in outcomes),
+        "kept_fraction": kept / total if total else 1.0,
+        "gap": max(0.0, (bound - kept) / bound) if bound else 0.0,
+        "worst_gap": max(outcome.gap for outcome in outcomes),
+        "solver_seconds": math.fsum(outcome.seconds for outcome in outcomes),
+    }
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """Print tables and a summary."""
+    summary = report["summary"]
+    print_table(report["pruned"], PLANNED if summary is None else PRUNED)
+    if report["skipped"]:
+        print_line()
+        print_table(report["skipped"], SKIPPED)
+    print_line()
+    rule = f"{report['pattern']} {report['constraint'].replace('_', ' ')}, solver {report['solver']}"
+    if summary is None:
+        n_weights = sum(math.prod(row["shape"]) for row in report["pruned"])
+        print_line(f"would prune {len(report['pruned'])} tensors, {count(n_weights)} weights, {rule}; nothing written")
+        return
+    print_line(f"pruned {summary['tensors']} tensors, {count(summary['weights'])} weights, {rule}")
+    print_line(f"kept   {percent(summary['kept_fraction'])} of the sum of magnitudes")
+    print_line(f"gap    {gap(summary['gap'])} in all, {gap(summary['worst_gap'])} in the worst tensor")
+    print_line(f"time   {seconds(summary['wall_seconds'])}, of which the solver {seconds(summary['solver_seconds'])}")
+    for key in ("output", "masks"):
+        if report[key] is not None:
+            print_line(f"wrote  {report[key]}")
