@@ -53,6 +53,10 @@ class WeightChoice:
     attribute: str
     layout: Layout | None
 
+    def refused(self, reason: str) -> WeightChoice:
+        """Turn the parameter down."""
+        return replace(self, taken=False, reason=reason)
+
 
 class SelectionReport(tuple[WeightChoice, ...]):
     """Every parameter of a model with what became of it; prints as a table."""
@@ -117,7 +121,7 @@ def select_weights(
     if skip_ends:
         taken = [index for index, choice in enumerate(choices) if choice.taken]
         for index in {*taken[:1], *taken[-1:]}:
-            choices[index] = _refuse(choices[index], "the first or the last weight, left out by `skip_ends`")
+            choices[index] = choices[index].refused("the first or the last weight, left out by `skip_ends`")
     if not any(choice.taken for choice in choices):
         reasons = "; ".join(f"{choice.name}: {choice.reason}" for choice in choices[:8])
         raise InvalidArgumentError(
@@ -147,27 +151,22 @@ def _judge(
     """Decide on one parameter, whatever `layers` says."""
     parameter = getattr(choice.module, choice.attribute)
     if is_lazy(parameter):
-        return _refuse(choice, "not initialised yet; run a forward first")
+        return choice.refused("not initialised yet; run a forward first")
     layout = layout_of(choice.module, choice.attribute, allow=allow)
     if isinstance(layout, str):
-        return _refuse(choice, layout)
+        return choice.refused(layout)
     if shared_with:
-        return _refuse(choice, f"shared with {shared_with}")
+        return choice.refused(f"shared with {shared_with}")
     if parameter.is_meta:
-        return _refuse(choice, "on the meta device, without values")
+        return choice.refused("on the meta device, without values")
     sides = layout.sides(choice.shape)
     longest = max(sides) if transposable else sides[layout.reduction]
     size = f"{sides[0]} x {sides[1]}"
     if pattern.n == pattern.m or longest <= pattern.n or parameter.numel() == 0:
-        return _refuse(choice, f"{pattern} would keep every entry of {size} matrices")
+        return choice.refused(f"{pattern} would keep every entry of {size} matrices")
     stack = layout.parts * math.prod(choice.shape[2:])
     reason = f"{pattern} on {f'{stack} matrices' if stack > 1 else 'a matrix'} of {size}"
     return replace(choice, reason=reason, layout=layout)
-
-
-def _refuse(choice: WeightChoice, reason: str) -> WeightChoice:
-    """Turn a parameter down."""
-    return replace(choice, taken=False, reason=reason)
 
 
 def _filter(choices: list[WeightChoice], layers: LayerFilter) -> list[WeightChoice]:
@@ -192,8 +191,7 @@ def _filter(choices: list[WeightChoice], layers: LayerFilter) -> list[WeightChoi
                 raise InvalidArgumentError(_nothing_found(pattern, hits, choices))
             asked.update(choice.name for choice in hits)
     return [
-        _refuse(choice, "not in `layers`") if choice.taken and choice.name not in asked else choice
-        for choice in choices
+        choice.refused("not in `layers`") if choice.taken and choice.name not in asked else choice for choice in choices
     ]
 
 

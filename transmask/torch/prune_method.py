@@ -117,7 +117,7 @@ def transposable(
 
 
 def _load_masks(module: nn.Module, state_dict: MutableMapping[str, Any], prefix: str, *_: object) -> None:
-    """Hook on a pruned module: translate the state of a parametrised weight, and check its mask.
+    """Translate the state of a parametrised weight for a pruned module, and check its mask, before it is loaded.
 
     Raises
     ------

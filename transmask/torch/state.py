@@ -59,7 +59,7 @@ def masked_entries(model: nn.Module) -> Iterator[MaskedEntry]:
 
 
 def load_masks(module: nn.Module, state_dict: StateDict, prefix: str, *_: object) -> None:
-    """Hook on a sparsified model: check the masks of a state_dict, and translate those of the prune style.
+    """Check the masks of a state_dict before a sparsified model loads it, and translate those of the prune style.
 
     Raises
     ------
