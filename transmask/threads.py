@@ -87,8 +87,11 @@ def run_parallel(function: Callable[[Work], object], items: Iterable[Work], thre
         for item in first:
             function(item)
         return
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         futures = [pool.submit(function, item) for item in first]
         futures += [pool.submit(function, item) for item in work]
-    for future in futures:
-        future.result()
+        for future in futures:
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C, what has not begun never will
