@@ -86,7 +86,7 @@ def plan_pruning(
     selections = select_tensors(checkpoint.tensors, chosen, include=include, exclude=exclude)
     plan = PrunePlan(checkpoint, chosen, limit, worker, selections)
     if not plan.axes:
-        reasons = "; ".join(dict.fromkeys(f"{skip.tensor.name} is {skip.reason}" for skip in selections[:3]))
+        reasons = "; ".join(dict.fromkeys(f"{skip.tensor.name}: {skip.reason}" for skip in selections[:3]))
         more = f"; {len(selections) - 3} more" if len(selections) > 3 else ""
         raise InvalidArgumentError(
             f"`model` must hold a tensor that can be pruned, got none of {len(selections)} in "

@@ -26,11 +26,11 @@ __all__ = ["Selection", "matching_names", "matrix_axes", "select_tensors"]
 # embed_tokens, word_embeddings, wte, wpe, shared (T5) and relative_attention_bias; timm pos_embed and
 # relative_position_bias_table; others emb, embedding_table. Projections such as time_emb_proj are linear layers.
 NAMED = (
-    ("an embedding", 2, r"(\w*_)?emb(ed)?s?(_(tokens?\w*|positions?|in|out|table))?|\w*embeddings?(_table)?"),
-    ("an embedding", 2, r"w[tp]e|shared|(\w*_)?rel(ative)?_pos(_\w+)?"),
-    ("a normalisation", 2, r"\w*norm\d*|norm\d*_\w+|(\w+_)?(ln|bn|gn)\d*|ln_\w+"),
-    ("a bias", 2, r"\w*bias(_table)?"),
-    ("a quantisation scale", 1, r"(\w*_)?scales?(_inv)?|(\w*_)?(zero_points?|qzeros|absmax)"),
+    ("embedding", 2, r"(\w*_)?emb(ed)?s?(_(tokens?\w*|positions?|in|out|table))?|\w*embeddings?(_table)?"),
+    ("embedding", 2, r"w[tp]e|shared|(\w*_)?rel(ative)?_pos(_\w+)?"),
+    ("normalisation", 2, r"\w*norm\d*|norm\d*_\w+|(\w+_)?(ln|bn|gn)\d*|ln_\w+"),
+    ("bias", 2, r"\w*bias(_table)?"),
+    ("quantisation scale", 1, r"(\w*_)?scales?(_inv)?|(\w*_)?(zero_points?|qzeros|absmax)"),
 )
 EXPERTS = re.compile(r"experts?", re.IGNORECASE)
 
@@ -84,7 +84,7 @@ def select_tensors(
     >>> from transmask import Pattern
     >>> tensor = TensorInfo("model.embed_tokens.weight", (100, 8), "float32", np.dtype("float32"))
     >>> select_tensors([tensor], Pattern(2, 4))[0].reason
-    'an embedding, by its name'
+    'embedding by its name'
     """
     wanted, unwanted = _compiled(include, "include"), _compiled(exclude, "exclude")
     return tuple(_select(tensor, pattern.m, wanted, unwanted) for tensor in tensors)
@@ -125,19 +125,19 @@ def _select(tensor: TensorInfo, m: int, wanted: re.Pattern[str] | None, unwanted
     axes = matrix_axes(tensor) if len(tensor.shape) >= 2 else (0, 0)
     sides = [tensor.shape[axis] for axis in axes] if len(tensor.shape) >= 2 else []
     if not tensor.is_floating:
-        reason = f"{tensor.dtype} is not a floating type that can be pruned"
+        reason = f"{tensor.dtype} is not floating"
     elif len(tensor.shape) < 2:
-        reason = f"{len(tensor.shape)}-d, not a matrix"
+        reason = f"{len(tensor.shape)}-d, no matrix"
     elif unwanted is not None and unwanted.search(tensor.name):
         reason = "excluded"
     elif wanted is not None and not wanted.search(tensor.name):
         reason = "not included"
     elif wanted is None and (kind := _kind_by_name(tensor.name)):
-        reason = f"{kind}, by its name"
+        reason = f"{kind} by its name"
     elif tensor.size == 0:
         reason = "empty"
     elif min(sides) < m:
-        reason = f"its matrix is {sides[0]} x {sides[1]}, smaller than M = {m}"
+        reason = f"{sides[0]} x {sides[1]} is smaller than M = {m}"
     else:
         return Selection(tensor, axes, "")
     return Selection(tensor, None, reason)

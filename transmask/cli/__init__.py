@@ -25,6 +25,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     help="Transposable N:M sparsity for checkpoints: W and its transpose keep N of every M, with a proof.",
     add_completion=False,
+    rich_markup_mode="markdown",  # lets paragraphs flow
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -72,5 +73,5 @@ def main(arguments: list[str] | None = None) -> int:
             print_error(f"{message} See transmask --help.")
         return WRONG_USE
     if code == INTERRUPTED:
-        print_error("interrupted, nothing was written.")
+        print_error("interrupted; no partial file was left.")
     return int(code)

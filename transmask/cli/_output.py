@@ -28,6 +28,8 @@ __all__ = [
     "shape",
 ]
 
+_UNFOLDED = 24
+
 DONE, CHECK_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -66,16 +68,21 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *,
     """
     cells = [[column.format(row[column.key]) for column in columns] for row in rows]
     if sys.stdout.isatty():
-        from rich import box
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(
-            title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1)
-        )
-        for column in columns:
-            table.add_column(column.title, justify="right" if column.right else "left", overflow="fold")
+        table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.padding = (0, 2, 0, 0)
+        for index, column in enumerate(columns):
+            # Only names and sentences are folded where the terminal is narrow, and words of headings.
+            longest = max((len(line[index]) for line in cells), default=0)
+            table.add_column(
+                column.title,
+                justify="right" if column.right else "left",
+                overflow="fold",
+                min_width=longest if longest <= _UNFOLDED else None,
+            )
         for line in cells:
             table.add_row(*map(Text, line))
         Console().print(table)
@@ -132,8 +139,8 @@ def seconds(value: float) -> str:
 
 
 def shape(sides: Sequence[int]) -> str:
-    """Format a shape, (64, 3, 7, 7) as "64 x 3 x 7 x 7"."""
-    return " x ".join(map(str, sides)) or "scalar"
+    """Format a shape, (64, 3, 7, 7) as "64x3x7x7"."""
+    return "x".join(map(str, sides)) or "scalar"
 
 
 def count(value: float) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import ConsoleOptions
     from rich.progress import Progress, Task
 
 __all__ = ["TensorProgress"]
@@ -27,12 +30,14 @@ class TensorProgress:
         self._n_weights = n_weights
         self._n_tensors = n_tensors
         self._n_done = 0
+        self._n_weights_done = 0
+        self._began = time.perf_counter()
         self._bar = _bar() if sys.stderr.isatty() else None
 
     def __enter__(self) -> TensorProgress:
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task("", total=self._n_weights, tensor="")
+            self._task = self._bar.add_task("", total=self._n_weights, tensor="", rate="")
         return self
 
     def __exit__(
@@ -50,7 +55,9 @@ class TensorProgress:
         """Count a tensor with `n_weights` as done; in a pipe, print a line with its `outcome`."""
         self._n_done += 1
         if self._bar is not None:
-            self._bar.advance(self._task, n_weights)
+            self._n_weights_done += n_weights
+            rate = self._n_weights_done / (time.perf_counter() - self._began)
+            self._bar.update(self._task, advance=n_weights, rate=f"{rate / 1e6:.3g} M weights/s")
         else:
             sys.stderr.write(f"[{self._n_done}/{self._n_tensors}] {name}: {outcome}\n")
             sys.stderr.flush()
@@ -59,31 +66,40 @@ class TensorProgress:
 def _bar() -> Progress:
     """Build the bar of rich, which is slow to import."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TimeRemainingColumn
+    from rich.measure import Measurement
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
     from rich.table import Column
     from rich.text import Text
 
+    class Tail:
+        """A name, of which a narrow terminal shows the end, because that is where names differ."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+            fits = len(self.name) <= options.max_width
+            yield Text(self.name if fits else "…" + self.name[len(self.name) - options.max_width + 1 :], end="")
+
+        def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+            return Measurement(1, len(self.name))
+
     class Name(ProgressColumn):
-        """The tensor, cut where the terminal is narrow; names may hold brackets, so they are no markup."""
+        """The tensor at work."""
 
-        def render(self, task: Task) -> Text:
-            return Text(task.fields["tensor"], no_wrap=True, overflow="ellipsis")
+        max_refresh = None
 
-    class Rate(ProgressColumn):
-        """Weights a second since the start."""
-
-        def render(self, task: Task) -> Text:
-            elapsed = task.elapsed
-            return Text(f"{task.completed / elapsed / 1e6:.3g} M weights/s" if elapsed and task.completed else "")
+        def render(self, task: Task) -> Tail:
+            return Tail(task.fields["tensor"])
 
     return Progress(
         SpinnerColumn(),
         Name(table_column=Column(ratio=1, no_wrap=True)),
-        BarColumn(bar_width=20),
-        "{task.percentage:>3.0f} %",
-        Rate(table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=16),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        "left",
+        TextColumn("left"),
         console=Console(stderr=True),
         transient=True,
         expand=True,

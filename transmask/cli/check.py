@@ -18,14 +18,14 @@ __all__ = ["check"]
 COLUMNS = (
     Column("name", "tensor"),
     Column("shape", "shape", shape),
-    Column("density", "kept entries", percent, right=True),
-    Column("row_violations", "bad row groups", right=True),
-    Column("column_violations", "bad column groups", right=True),
+    Column("density", "kept", percent, right=True),
+    Column("row_violations", "bad rows", right=True),
+    Column("column_violations", "bad columns", right=True),
 )
 
 
 def check(
-    file: Annotated[Path, typer.Argument(help="What `transmask prune` takes, or a masks file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `transmask prune` takes, or a masks file.")],
     pattern: PatternOption,
     constraint: Annotated[
         str,

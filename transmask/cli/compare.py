@@ -31,7 +31,7 @@ LEFT_OUT = (Column("solver", "left out"), Column("reason", "reason"))
 
 
 def compare(
-    file: Annotated[Path, typer.Argument(help="What `transmask prune` takes.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What `transmask prune` takes.")],
     pattern: PatternOption,
     solver: Annotated[
         list[str] | None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InvalidArgumentError
 from ._options import (
     ConstraintOption,
     ExcludeOption,
@@ -30,12 +31,11 @@ __all__ = ["prune"]
 PRUNED = (
     Column("name", "pruned"),
     Column("shape", "shape", shape),
-    Column("dtype", "dtype"),
     Column("kept_fraction", "kept", percent, right=True),
     Column("gap", "gap", gap, right=True),
     Column("seconds", "time", seconds, right=True),
 )
-PLANNED = (*PRUNED[:3], Column("axes", "matrix axes", lambda axes: f"{axes[0]}, {axes[1]}"))
+PLANNED = (*PRUNED[:2], Column("dtype", "dtype"), Column("axes", "matrix axes", lambda axes: f"{axes[0]}, {axes[1]}"))
 SKIPPED = (
     Column("name", "skipped"),
     Column("shape", "shape", shape),
@@ -45,7 +45,9 @@ SKIPPED = (
 
 
 def prune(
-    model: Annotated[Path, typer.Argument(help="A .safetensors, .npz or .npy file, or the index.json of shards.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A .safetensors, .npz or .npy file, or the index.json of shards.")
+    ],
     pattern: PatternOption,
     output: Annotated[
         Path | None,
@@ -73,6 +75,11 @@ def prune(
     """
     from ..checkpoint import plan_pruning, prune_checkpoint
 
+    if not dry_run:
+        if output is None and apply:
+            raise InvalidArgumentError("`--output` must be given. With --masks and --no-apply the masks are enough.")
+        if masks is None and not apply:
+            raise InvalidArgumentError("`--masks` must be given with --no-apply. Nothing else would be written.")
     began = time.perf_counter()
     plan = plan_pruning(model, pattern, constraint=constraint, solver=solver, include=include, exclude=exclude)
     outcomes: list[PrunedTensor] = []

@@ -17,6 +17,7 @@ COLUMNS = (
     Column("max_m", "largest M", lambda limit: "any" if limit is None else str(limit), right=True),
     Column("needs", "runs on"),
 )
+REFERENCES = (Column("name", "solver"), Column("reference", "published in"))
 
 
 def solvers(*, as_json: JsonOption = False) -> None:
@@ -27,5 +28,4 @@ def solvers(*, as_json: JsonOption = False) -> None:
         return
     print_table(rows, COLUMNS)
     print_line()
-    for row in rows:
-        print_line(f"{row['name']}: {row['reference']}.")
+    print_table(rows, REFERENCES)
