@@ -50,7 +50,7 @@ def _refuse_nonfinite(array: Array, argument: str) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(np.sum(array, dtype=array.dtype if array.dtype.itemsize >= 4 else np.float32)):
             return  # a NaN or an infinity would have reached the sum; an overflow is looked at below
-    finite = np.isfinite(array)
+        finite = np.isfinite(array)  # a signalling NaN in bfloat16 warns here
     bad = array.size - int(np.count_nonzero(finite))
     if bad:
         first = tuple(int(index) for index in np.unravel_index(int(np.argmin(finite)), array.shape))
