@@ -6,7 +6,9 @@ for metadata: what is pruned is written, what was pruned is not noted.
 
 from __future__ import annotations
 
+import errno
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -130,16 +132,30 @@ class NpzCheckpoint(Checkpoint):
                         copy_bytes(source, member, old.file_size)
 
 
+# What numpy and zipfile raise on damaged files: a header that is no Python literal, a member that is not where the
+# archive says (an OSError: invalid argument), an unknown compression, a password.
+_DAMAGE = (
+    ValueError,
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     """Turn what numpy and zipfile raise on a damaged file into CheckpointError."""
     try:
         yield
-    except (ValueError, EOFError, KeyError, RuntimeError, NotImplementedError, struct.error) as error:
-        if isinstance(error, CheckpointError):
+    except _DAMAGE as error:
+        if isinstance(error, CheckpointError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise
-        raise CheckpointError(f"{str(path)!r} must be a {path.suffix} file, but it is damaged: {error}.") from None
-    except (zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(
             f"{str(path)!r} must be a {path.suffix} file, but it is damaged: {error}. Was it copied completely?"
         ) from None

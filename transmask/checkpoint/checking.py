@@ -130,5 +130,6 @@ def _checked(
     """Check one tensor after the other."""
     tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
     for name, pair in axes.items():
-        mask: NDArray[np.bool_] = checkpoint.read(tensors[name]) != 0 if masks is None else masks[name]
+        with np.errstate(invalid="ignore"):  # a NaN is not zero either
+            mask: NDArray[np.bool_] = checkpoint.read(tensors[name]) != 0 if masks is None else masks[name]
         yield CheckedTensor(name, mask.shape, pair, check_mask(mask, pattern, constraint=constraint, axes=pair))
