@@ -8,6 +8,9 @@ if not os.path.isdir(os.path.join(__path__[0], "solvers")):
 
 from .certificate import Certificate, certify
 from .check import MaskReport, check_mask
+from .comparison import StructureComparison, compare_structures
+from .divergence import LayerDivergence, PackedMask, sparse_architecture_divergence
+from .diversity import MaskDiversity, mask_diversity
 from .errors import (
     CheckpointError,
     InvalidArgumentError,
@@ -20,26 +23,42 @@ from .errors import (
 from .masks import nm_mask, solve, transposable_mask
 from .pattern import Pattern
 from .result import MaskResult, Status
+from .sad_tracker import SADTracker
 from .solvers import choose_solver, list_solvers
+from .structures import NM, Block, Channel, Product, Transposable, Unstructured
 
-__all__ = [
+__all__ = [  # noqa: RUF022, plain alphabetical order
+    "Block",
     "Certificate",
+    "Channel",
     "CheckpointError",
     "InvalidArgumentError",
     "InvalidTypeError",
+    "LayerDivergence",
+    "MaskDiversity",
     "MaskReport",
     "MaskResult",
     "MissingDependencyError",
+    "NM",
+    "PackedMask",
     "Pattern",
+    "Product",
+    "SADTracker",
     "SolverError",
     "Status",
+    "StructureComparison",
     "TransmaskError",
+    "Transposable",
+    "Unstructured",
     "UnsupportedPatternError",
     "certify",
     "check_mask",
     "choose_solver",
+    "compare_structures",
     "list_solvers",
+    "mask_diversity",
     "nm_mask",
     "solve",
+    "sparse_architecture_divergence",
     "transposable_mask",
 ]
