@@ -41,7 +41,7 @@ def test_scores_of_about_1_would_not_be(monkeypatch):
 
 
 class KeepDiagonal(Milp):
-    """A side constraint: at least `least` entries of each diagonal stay."""
+    """A side constraint: at least `least` entries of the diagonal stay."""
 
     def __init__(self, least):
         self.least = least
@@ -51,6 +51,37 @@ class KeepDiagonal(Milp):
         return [*super().constraints(pattern, constraint), LinearConstraint(diagonal, lb=self.least)]
 
 
+class Budget(Milp):
+    """A side constraint that makes relaxations fractional: each entry has a price, and `most` may be spent."""
+
+    def __init__(self, most):
+        self.most = most
+
+    def constraints(self, pattern, constraint):
+        return [*super().constraints(pattern, constraint), LinearConstraint(prices().reshape(1, -1), ub=self.most)]
+
+
+def prices():
+    return np.add.outer(np.arange(4), np.arange(4)) ** 2 + 1
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """Record whether each program that is solved is binary."""
+    solve_program, solved = module._solve_program, []
+
+    def recorded(costs, constraints, *, binary):
+        solved.append(binary)
+        return solve_program(costs, constraints, binary=binary)
+
+    monkeypatch.setattr(module, "_solve_program", recorded)
+    return solved
+
+
+def best_allowed(scores, masks):
+    return max(naive.kept_value(scores, mask) for mask in naive.likely_best(masks, scores))
+
+
 @pytest.mark.parametrize("least", [1, 2, 3])
 def test_a_subclass_adds_side_constraints(least, constraint):
     masks = naive.all_masks(2, 4, constraint)
@@ -58,8 +89,27 @@ def test_a_subclass_adds_side_constraints(least, constraint):
     for scores in families.gaussian(np.random.default_rng(least), 5, 4) * (1 - np.eye(4)):
         mask = tm.transposable_mask(scores, "2:4", constraint=constraint, solver=KeepDiagonal(least))
         assert np.trace(mask) >= least
-        best = max(naive.kept_value(scores, other) for other in naive.likely_best(allowed, scores))
-        assert naive.kept_value(scores, mask) == best
+        assert naive.kept_value(scores, mask) == best_allowed(scores, allowed)
+
+
+@pytest.mark.parametrize("most", [85, 89, 95])
+def test_a_fractional_relaxation_is_solved_again_in_binary_variables(most, constraint, programs):
+    masks = naive.all_masks(2, 4, constraint)
+    allowed = masks[(masks * prices()).sum(axis=(1, 2)) <= most]
+    for scores in families.gaussian(np.random.default_rng(most), 10, 4):
+        mask = tm.transposable_mask(scores, "2:4", constraint=constraint, solver=Budget(most))
+        assert (mask * prices()).sum() <= most
+        assert naive.kept_value(scores, mask) == best_allowed(scores, allowed)
+    assert True in programs
+
+
+def test_without_side_constraints_no_binary_variable_is_needed(constraint, programs):
+    for family in families.FAMILIES:
+        tm.transposable_mask(
+            family(np.random.default_rng(0), 2, 6), "3:6", constraint=constraint, solver="milp", threads=1
+        )
+    assert len(programs) == 2 * len(families.FAMILIES)
+    assert True not in programs
 
 
 def test_a_program_without_solution_is_a_solver_error():
