@@ -69,7 +69,7 @@ class AdaPrune(ReconstructionMethod):
     def fit(self, problem: LayerProblem, *, name: str) -> Fit:
         """Solve one layer; see `ReconstructionMethod.fit`."""
         inputs = problem.gram.shape[1] - problem.has_bias
-        weight, bias = problem.masked().split([inputs, problem.gram.shape[1] - inputs], dim=2)
+        weight, bias = torch.split(problem.masked(), [inputs, int(problem.has_bias)], dim=2)
         weight, bias = weight.clone(), bias.clone()
         groups = [{"params": [weight], "lr": self.learning_rate}, {"params": [bias], "lr": self.bias_learning_rate}]
         optimizer = torch.optim.Adam(groups)
@@ -84,6 +84,6 @@ class AdaPrune(ReconstructionMethod):
             if loss < best_loss:
                 best, best_loss = present, loss
             gradient = (2 * product).masked_fill(~problem.mask, 0)
-            weight.grad, bias.grad = gradient.split([inputs, gradient.shape[2] - inputs], dim=2)
+            weight.grad, bias.grad = torch.split(gradient, [inputs, int(problem.has_bias)], dim=2)
             optimizer.step()
         return Fit(best)

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import InvalidArgumentError, InvalidTypeError
 from ..pattern import PatternLike
 from ..solvers import Solver
-from .layers import LayerFilter, SelectionReport, select_weights
+from .layers import LayerFilter, SelectionReport, WeightChoice, select_weights
 from .layouts import Allowed
 from .parametrization import Estimator, MaskedWeight, TrainingRule
 from .state import MaskedEntry, load_masks, masked_entries
@@ -66,7 +66,7 @@ class MaskController:
     model : torch.nn.Module
         With masks on it.
     report : SelectionReport, optional
-        What `sparsify` took and what it did not.
+        Why `sparsify` took what it took. Default: what carries a mask and what does not.
 
     Attributes
     ----------
@@ -84,14 +84,15 @@ class MaskController:
 
     def __init__(self, model: nn.Module, report: SelectionReport | None = None) -> None:
         self.model = model
-        self.report = report or SelectionReport()
         self.history: list[RefreshRecord] = []
         self._hooks: list[StepHooks] = []
         self._load_handle: RemovableHandle | None = None
-        if not self._entries():
+        entries = self._entries()
+        if not entries:
             raise InvalidArgumentError(
                 f"`model` must carry masks, got a {type(model).__name__} without any. Call sparsify first."
             )
+        self.report = report or _describe(model, entries)
 
     def _entries(self) -> list[MaskedEntry]:
         return list(masked_entries(self.model))
@@ -200,6 +201,24 @@ class MaskController:
         return f"MaskController({type(self.model).__name__}: {len(entries)} masks, {size} weights)"
 
 
+def _describe(model: nn.Module, entries: list[MaskedEntry]) -> SelectionReport:
+    """Say of every parameter whether it carries a mask."""
+    masked = {id(entry.original): entry for entry in entries}
+    choices = []
+    for name, parameter in model.named_parameters():
+        entry = masked.get(id(parameter))
+        path, _, attribute = name.rpartition(".")
+        shape = tuple(parameter.shape)
+        if entry is None:
+            module = model.get_submodule(path)
+            choices.append(WeightChoice(name, shape, False, "without a mask", module, attribute, None))
+        else:
+            reason = f"{entry.masked.mask_rule.pattern} mask"
+            layout = entry.masked.layout
+            choices.append(WeightChoice(entry.name, shape, True, reason, entry.module, entry.attribute, layout))
+    return SelectionReport(choices)
+
+
 def sparsify(
     model: nn.Module,
     pattern: PatternLike,
@@ -295,5 +314,5 @@ def sparsify(
     for choice, masked in found:
         parametrize.register_parametrization(choice.module, choice.attribute, masked)
     controller = MaskController(model, report)
-    controller._load_handle = model.register_load_state_dict_pre_hook(load_masks)
+    controller._load_handle = model.register_load_state_dict_pre_hook(load_masks)  # type: ignore[no-untyped-call]
     return controller

@@ -135,12 +135,12 @@ def layer_rows(layer: SupportedLayer, value: Tensor) -> Iterator[Tensor]:
     """
     if isinstance(layer, nn.Linear):
         flat = value.reshape(1, -1, value.shape[-1])
-        chunks = flat.split(max(1, _CHUNK_ENTRIES // max(1, flat.shape[2])), dim=1)
+        chunks = torch.split(flat, max(1, _CHUNK_ENTRIES // max(1, flat.shape[2])), dim=1)
         yield from (_with_ones(layer, chunk) for chunk in chunks)
         return
     batch = value if value.ndim == len(layer.kernel_size) + 2 else value.unsqueeze(0)
     entries = max(1, batch[0].numel() * math.prod(layer.kernel_size) // math.prod(layer.stride))
-    for images in batch.split(max(1, _CHUNK_ENTRIES // entries)):
+    for images in torch.split(batch, max(1, _CHUNK_ENTRIES // entries)):
         yield _with_ones(layer, _patches(layer, images))
 
 
@@ -159,7 +159,8 @@ def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, images: Tensor) -> Tensor
         span = (kernel - 1) * dilation + 1
         patches = patches.unfold(2 + axis, span, layer.stride[axis])[..., ::dilation]
     # (B, C, positions..., kernel...) -> (groups, B, positions..., C / groups, kernel...)
-    patches = patches.unflatten(1, (layer.groups, -1)).movedim(1, 0).movedim(2, 2 + dimensions)
+    by_group = patches.reshape(len(patches), layer.groups, -1, *patches.shape[2:])
+    patches = by_group.movedim(1, 0).movedim(2, 2 + dimensions)
     return patches.reshape(layer.groups, -1, math.prod(patches.shape[2 + dimensions :]))
 
 

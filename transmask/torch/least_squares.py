@@ -106,7 +106,7 @@ def _solve_group(dense: Tensor, mask: Tensor, gram: Tensor, answer: Tensor, ridg
     pull = dense.masked_fill(mask, 0) @ gram
     support = torch.argsort(mask.to(torch.int8), dim=1, descending=True, stable=True)[:, :width]
     used = torch.arange(width, device=mask.device) < sides[:, None]
-    for rows in torch.arange(len(mask), device=mask.device).split(max(1, _CHUNK_ENTRIES // max(1, width**2))):
+    for rows in torch.split(torch.arange(len(mask), device=mask.device), max(1, _CHUNK_ENTRIES // max(1, width**2))):
         index, real = support[rows], used[rows]
         matrix = gram[index[:, :, None], index[:, None, :]]
         matrix.masked_fill_(~(real[:, :, None] & real[:, None, :]), 0)

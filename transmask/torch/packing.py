@@ -94,7 +94,7 @@ def pack(matrix: ArrayLike) -> Packed:
     shifts = 4 * np.arange(nibbles, dtype=unsigned)
     integers = np.bitwise_or.reduce(nibble.astype(unsigned).reshape(len(array), -1, nibbles) << shifts, axis=2)
     metadata = np.empty(integers.size, unsigned)
-    metadata[_cutlass_order(*integers.shape, nibbles)] = integers
+    metadata[_cutlass_order(len(array), integers.shape[1], nibbles)] = integers
     return Packed(values, metadata.view(dtype).reshape(integers.shape))
 
 
@@ -131,7 +131,7 @@ def unpack(packed: Packed) -> Array:
         )
     flat = packed.metadata.reshape(-1)
     unsigned = flat.view(f"u{flat.dtype.itemsize}")
-    integers = unsigned[_cutlass_order(*packed.metadata.shape, nibbles)]
+    integers = unsigned[_cutlass_order(rows, packed.metadata.shape[1], nibbles)]
     nibble = (integers[:, :, None] >> (4 * np.arange(nibbles, dtype=integers.dtype)) & 15).reshape(rows, -1)
     columns = np.stack([nibble & 3, nibble >> 2], axis=2).astype(np.int64)
     if (columns[..., 0] >= columns[..., 1]).any():
@@ -169,4 +169,5 @@ def _cutlass_order(rows: int, columns: int, nibbles: int) -> NDArray[np.int64]:
     row = row // group * group + row % 8 * interleave + row % group // 8
     swap = (row % 2 == 0).astype(np.int64) * (column % 2) - (row % 2) * (column % 2 == 0)
     row, column = row + swap, column - swap
-    return column // 2 * rows * 2 + row * 2 + column % 2
+    order: NDArray[np.int64] = column // 2 * rows * 2 + row * 2 + column % 2
+    return order

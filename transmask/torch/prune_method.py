@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
@@ -109,10 +109,11 @@ def transposable(
             f"`importance_scores` must have the shape of the weight, {tuple(weight.shape)}, got {tuple(scores.shape)}."
         )
     rule.check(scores, layout, name=name)  # before torch's apply, which does not roll back a second pruning that fails
-    TransposablePruning.apply(module, name, rule, layout, name, importance_scores=importance_scores)
+    apply: Callable[..., object] = TransposablePruning.apply
+    apply(module, name, rule, layout, name, importance_scores=importance_scores)
     if module not in _LOADING:
         _LOADING.add(module)
-        module.register_load_state_dict_pre_hook(_load_masks)
+        module.register_load_state_dict_pre_hook(_load_masks)  # type: ignore[no-untyped-call]
     return module
 
 
@@ -142,8 +143,8 @@ def _methods(module: nn.Module) -> list[tuple[TransposablePruning, MaskRule]]:
     """List the last pruning of each weight of a module, where it is transposable, and what holds for its mask."""
     last = []
     for hook in module._forward_pre_hooks.values():
-        again = isinstance(hook, prune.PruningContainer)
-        method = hook[-1] if again else hook
-        if isinstance(method, TransposablePruning):
-            last.append((method, replace(method.rule, constraint="at_most") if again else method.rule))
+        if isinstance(hook, prune.PruningContainer) and isinstance(hook[-1], TransposablePruning):
+            last.append((hook[-1], replace(hook[-1].rule, constraint="at_most")))
+        elif isinstance(hook, TransposablePruning):
+            last.append((hook, hook.rule))
     return last

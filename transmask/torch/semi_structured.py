@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.sparse import SparseSemiStructuredTensor
 from torch.sparse import to_sparse_semi_structured as compress
 
@@ -71,7 +71,7 @@ def _refusal(choice: WeightChoice, transpose: bool) -> str:
     """Say why a weight cannot be compressed; empty if it can."""
     if type(choice.module) is not nn.Linear:
         return f"a {type(choice.module).__name__}, no linear layer"
-    weight: Tensor = choice.module.weight
+    weight = choice.module.weight
     if weight.device.type != "cuda":
         return f"on {weight.device}, where torch has no sparse tensor cores"
     capability = torch.cuda.get_device_capability(weight.device)
@@ -87,7 +87,7 @@ def _refusal(choice: WeightChoice, transpose: bool) -> str:
 
 def _compress(choice: WeightChoice, transpose: bool) -> SparseSemiStructuredTensor:
     """Compress W, and W.T into the fields that torch reads when it multiplies with the transpose."""
-    weight = choice.module.weight.detach()
+    weight = choice.module.get_parameter("weight").detach()
     try:
         sparse = compress(weight.contiguous())
         if transpose:

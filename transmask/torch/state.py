@@ -52,7 +52,7 @@ def masked_entries(model: nn.Module) -> Iterator[MaskedEntry]:
     for module_name, module in model.named_modules():
         if not parametrize.is_parametrized(module):
             continue
-        for attribute, chain in module.parametrizations.items():  # type: ignore[operator, union-attr]
+        for attribute, chain in module.parametrizations.items():
             if isinstance(chain[0], MaskedWeight):
                 name = f"{module_name}.{attribute}" if module_name else attribute
                 yield MaskedEntry(name, module, attribute, chain.original, chain[0])
@@ -67,8 +67,8 @@ def load_masks(module: nn.Module, state_dict: StateDict, prefix: str, *_: object
         If a mask is of another pattern or shape; the model is unchanged.
     """
     for entry in masked_entries(module):
-        path, _, attribute = (prefix + entry.name).rpartition(".")
-        stem = f"{path}." if path else ""
+        attribute = entry.attribute
+        stem = (prefix + entry.name).removesuffix(attribute)
         base = f"{stem}parametrizations.{attribute}."
         if f"{stem}{attribute}_orig" in state_dict and f"{stem}{attribute}_mask" in state_dict:
             state_dict[f"{base}original"] = state_dict.pop(f"{stem}{attribute}_orig")
