@@ -111,9 +111,10 @@ def test_every_fast_solver_is_shown_under_both_constraints(demo):
     refused = [(name, constraint) for name, constraint, _ in demo.refused]
     shown = [(row.solver, row.constraint) for row in demo.rows[1:]]
     assert sorted(shown + refused) == sorted((name, limit) for name in fast for limit in ("exactly", "at_most"))
-    assert demo.pruned == ("conv2.weight", "fc1.weight", "fc2.weight")
-    assert dict(demo.dense)["conv1.weight"] == "its matrix is 32 x 1, smaller than M = 4"
-    assert {name.partition(".")[2] for name, _ in demo.dense} == {"weight", "bias"}
+    assert sorted(demo.pruned) == ["conv2.weight", "fc1.weight", "fc2.weight"]
+    assert {name: reason for name, reason in demo.dense if name.endswith("weight")} == {
+        "conv1.weight": "32 x 1 is smaller than M = 4"
+    }
 
 
 def test_the_rows_are_ordered_as_the_theory_says(demo):
@@ -178,7 +179,7 @@ def test_the_drawing_brackets_what_is_kept(pattern):
     weights = np.random.default_rng(1).standard_normal((24 // m * m or m,) * 2)
     mask = tm.transposable_mask(weights, pattern, solver="greedy")
     side = min(len(weights), 16)
-    lines = [line for line in draw_block(weights, mask, pattern).split("\n") if "[" in line]
+    lines = [line for line in draw_block(weights, mask, pattern).split("\n") if line.strip("-+")]
     assert len(lines) == side
     assert [line.count("[") for line in lines] == mask[:side, :side].sum(axis=1).tolist()
     assert max(map(len, draw_block(weights, mask, pattern).split("\n"))) <= 5 * side + 3 * (side // m)
@@ -215,7 +216,7 @@ def test_the_command_prints_json(tmp_path):
     assert all(row["gap"] <= 1e-12 for row in record["rows"][1:])
     assert [item["solver"] for item in record["refused"]] == ["enumeration", "enumeration"]
     assert record["checkpoint"] == str(DIGITS)
-    assert record["dense"]["conv1.weight"] == "its matrix is 32 x 1, smaller than M = 8"
+    assert "32 x 1 is smaller than M = 8" in record["dense"]["conv1.weight"]
 
 
 @pytest.mark.parametrize(
