@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 from .errors import InvalidArgumentError, InvalidTypeError, unknown_choice
 
@@ -56,10 +56,7 @@ class Pattern:
 
     def __post_init__(self) -> None:
         for name in ("n", "m"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise InvalidTypeError(f"`{name}` must be an integer, got {value!r} of type {type(value).__name__}.")
-            object.__setattr__(self, name, operator.index(value))
+            object.__setattr__(self, name, _as_integer(name, getattr(self, name)))
         if self.m < 1:
             raise InvalidArgumentError(f"`m` must be at least 1, got {self.m}. It is the group size, 4 in '2:4'.")
         if self.n < 0:
@@ -110,7 +107,7 @@ class Pattern:
         """
         if not isinstance(text, str):
             raise InvalidTypeError(f"`pattern` must be a string such as '2:4', got {text!r}.")
-        found = re.fullmatch(r"\s*(-?\d+)\s*:\s*(-?\d+)\s*", text, re.ASCII)
+        found = re.fullmatch(r"\s*(-?\d{1,9})\s*:\s*(-?\d{1,9})\s*", text, re.ASCII)
         if found is None:
             raise InvalidArgumentError(
                 f"`pattern` must read 'N:M', N entries kept of every M, got {text!r}. For example '2:4'."
@@ -134,6 +131,8 @@ class Pattern:
 
         Raises
         ------
+        InvalidTypeError
+            If `n_zeros` or `m` is not an integer.
         InvalidArgumentError
             If they make no pattern.
 
@@ -142,9 +141,11 @@ class Pattern:
         >>> str(Pattern.from_zeros(3, 4))
         '1:4'
         """
-        if n_zeros > m:
-            raise InvalidArgumentError(f"`n_zeros` must be at most m = {m}, got {n_zeros}.")
-        return cls(m - n_zeros, m)
+        group = cls(0, m)
+        zeros = _as_integer("n_zeros", n_zeros)
+        if not 0 <= zeros <= group.m:
+            raise InvalidArgumentError(f"`n_zeros` must lie in [0, m] = [0, {group.m}], got {zeros}.")
+        return cls(group.m - zeros, group.m)
 
     @classmethod
     def from_apex(cls, text: str) -> Pattern:
@@ -207,6 +208,13 @@ class Pattern:
         raise InvalidTypeError(f"`pattern` must be a Pattern, a string such as '2:4' or a pair (n, m), got {value!r}.")
 
 
+def _as_integer(name: str, value: object) -> int:
+    """Return `value` as an int, or raise InvalidTypeError; a bool is none."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidTypeError(f"`{name}` must be an integer, got {value!r} of type {type(value).__name__}.")
+    return operator.index(value)
+
+
 PatternLike: TypeAlias = Pattern | str | tuple[int, int]
 
 
@@ -218,6 +226,6 @@ def as_constraint(value: str) -> Constraint:
     >>> as_constraint("at_most")
     'at_most'
     """
-    if value not in CONSTRAINTS:
+    if not isinstance(value, str) or value not in CONSTRAINTS:
         raise unknown_choice("constraint", value, CONSTRAINTS)
-    return cast(Constraint, value)
+    return value
