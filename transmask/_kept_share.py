@@ -78,7 +78,7 @@ class _KeptShare(Structure):
 
     def _best_mask(self, weights: Array) -> NDArray[np.bool_]:
         scores = np.abs(weights.astype(score_dtype(weights.dtype)))
-        if scores.max(initial=0.0) > _LARGE:
+        if float(scores.max(initial=0.0)) > _LARGE:
             scores = scores * 2.0**-100
         return self._spread(largest(self._reduce(scores), self._kept_units(weights.shape)[1]), weights.shape)
 

@@ -140,7 +140,7 @@ class MaskCount:
     @property
     def value(self) -> int | None:
         """The integer, if it is known and has fewer than 10^6 digits; computed when asked for."""
-        if self.log2_error or self.log2 >= MAX_DIGITS * math.log2(10):
+        if self.log2_error or self.log2 >= (MAX_DIGITS - 1) * math.log2(10):
             return None
         product = 1
         for factor, times in self.powers:
