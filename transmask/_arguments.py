@@ -12,9 +12,12 @@ from ._tensors import is_tensor, tensor_to_numpy
 from .blocks import Array
 from .errors import InvalidArgumentError, InvalidTypeError
 
-__all__ = ["as_axes", "as_mask", "as_weights", "matrix_view"]
+__all__ = ["LARGEST_MAGNITUDE", "as_axes", "as_mask", "as_weights", "matrix_view"]
 
-_REAL_EXTENSIONS = ("bfloat16", "float8", "float6", "float4", "int4", "uint4", "int2", "uint2")
+LARGEST_MAGNITUDE = 1e300
+"""Sums of up to 10^8 of these, and what is computed from them, stay within float64."""
+
+_REAL_EXTENSIONS = ("bfloat16", "float8", "float6", "float4", "int4", "uint4", "int2", "uint2", "int1", "uint1")
 
 
 def as_weights(weights: ArrayLike, *, argument: str = "weights") -> Array:
@@ -27,9 +30,10 @@ def as_weights(weights: ArrayLike, *, argument: str = "weights") -> Array:
     InvalidTypeError
         If the dtype is complex, object, string or anything else that is not real.
     InvalidArgumentError
-        If there are fewer than two axes, or an entry is NaN or infinite; the message counts them and names the first.
+        If there are fewer than two axes; an entry is NaN or infinite, which the message counts, naming the first; or an
+        entry is so large that sums overflow.
     """
-    array = tensor_to_numpy(weights, argument=argument) if is_tensor(weights) else np.asarray(weights)
+    array = _as_array(weights, argument)
     if array.dtype.kind not in "biuf" and not array.dtype.name.startswith(_REAL_EXTENSIONS):
         raise InvalidTypeError(
             f"`{argument}` must hold real numbers, got dtype {array.dtype}. "
@@ -43,12 +47,29 @@ def as_weights(weights: ArrayLike, *, argument: str = "weights") -> Array:
     return array
 
 
+def _as_array(values: ArrayLike, argument: str) -> Array:
+    """View or convert to an array of any dtype."""
+    if is_tensor(values):
+        return tensor_to_numpy(values, argument=argument)
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise InvalidArgumentError(
+            f"`{argument}` must be an array, got nested sequences of different lengths. Make all rows equally long."
+        ) from None
+
+
 def _refuse_nonfinite(array: Array, argument: str) -> None:
-    """Raise if an entry is NaN or infinite."""
-    if array.dtype.kind in "biu" or array.dtype.name.startswith(("int", "uint")):
+    """Raise if an entry is NaN, infinite, or so large that sums of entries overflow float64."""
+    if array.dtype.kind in "biu" or array.dtype.name.startswith(("int", "uint")) or array.size == 0:
         return
     with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(np.sum(array, dtype=array.dtype if array.dtype.itemsize >= 4 else np.float32)):
+        if array.dtype.itemsize > 4:
+            limit = LARGEST_MAGNITUDE / max(1.0, array.size / 1e8)
+            largest = np.maximum(-np.min(array), np.max(array))  # NaN if an entry is
+            if largest <= limit:
+                return
+        elif np.isfinite(np.sum(array, dtype=array.dtype if array.dtype.itemsize == 4 else np.float32)):
             return  # a NaN or an infinity would have reached the sum; an overflow is looked at below
         finite = np.isfinite(array)  # a signalling NaN in bfloat16 warns here
     bad = array.size - int(np.count_nonzero(finite))
@@ -57,6 +78,11 @@ def _refuse_nonfinite(array: Array, argument: str) -> None:
         raise InvalidArgumentError(
             f"`{argument}` must be finite, got {bad} of {array.size} entries NaN or infinite, "
             f"the first at index {first}: {array[first]}. Replace them before a mask is made."
+        )
+    if array.dtype.itemsize > 4:
+        raise InvalidArgumentError(
+            f"`{argument}` must be at most {limit:g} in magnitude, or sums overflow, got {largest}. "
+            "Divide them by a power of two, which changes no mask."
         )
 
 
@@ -70,7 +96,7 @@ def as_mask(mask: ArrayLike, *, argument: str = "mask") -> NDArray[np.bool_]:
     InvalidArgumentError
         If there are fewer than two axes or an entry is neither 0 nor 1.
     """
-    array = tensor_to_numpy(mask, argument=argument) if is_tensor(mask) else np.asarray(mask)
+    array = _as_array(mask, argument)
     if array.dtype.kind not in "biuf" and not array.dtype.name.startswith(_REAL_EXTENSIONS):
         raise InvalidTypeError(f"`{argument}` must be bool, got dtype {array.dtype}. True means kept.")
     if array.ndim < 2:
