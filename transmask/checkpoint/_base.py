@@ -129,8 +129,6 @@ class Checkpoint(ABC):
                 f"`output` must end with {self.suffix!r} like the input, got {str(output)!r}. "
                 "The format of a checkpoint is kept."
             )
-        if output.is_dir():
-            raise InvalidArgumentError(f"`output` must be a file, got the folder {str(output)!r}. Add a file name.")
 
     def changed(self, path: Path) -> CheckpointError:
         """Build the error for a file that has become shorter since it was opened."""

@@ -24,7 +24,7 @@ from ..errors import CheckpointError
 from ._base import Checkpoint, Replace, TensorInfo, copy_bytes
 from ._record import PruneRecord
 
-__all__ = ["NpyCheckpoint", "NpzCheckpoint"]
+__all__ = ["DAMAGE", "NpyCheckpoint", "NpzCheckpoint"]
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -117,7 +117,9 @@ class NpzCheckpoint(Checkpoint):
 
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write the file again; see `Checkpoint.rewrite`."""
-        with zipfile.ZipFile(self.path) as archive, zipfile.ZipFile(target, "w") as out:
+        with _readable(self.path):
+            archive = zipfile.ZipFile(self.path)
+        with archive, zipfile.ZipFile(target, "w") as out:
             out.comment = archive.comment
             for tensor in self.tensors:
                 array = replace(tensor)
@@ -134,7 +136,7 @@ class NpzCheckpoint(Checkpoint):
 
 # What numpy and zipfile raise on damaged files: a header that is no Python literal, a member that is not where the
 # archive says (an OSError: invalid argument), an unknown compression, a password.
-_DAMAGE = (
+DAMAGE = (
     ValueError,
     EOFError,
     KeyError,
@@ -153,7 +155,7 @@ def _readable(path: Path) -> Iterator[None]:
     """Turn what numpy and zipfile raise on a damaged file into CheckpointError."""
     try:
         yield
-    except _DAMAGE as error:
+    except DAMAGE as error:
         if isinstance(error, CheckpointError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
             raise
         raise CheckpointError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, InvalidTypeError
 from ._base import Checkpoint
-from ._numpy import NpyCheckpoint, NpzCheckpoint
+from ._numpy import DAMAGE, NpyCheckpoint, NpzCheckpoint
 from ._safetensors import SafetensorsCheckpoint
 from ._sharded import ShardedCheckpoint
 
@@ -102,6 +102,6 @@ def _is_pickle(file: Path, head: bytes) -> bool:
     if file.suffix in (".pkl", ".pickle"):
         return True
     if head[:2] == b"PK":
-        with suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        with suppress(*DAMAGE), zipfile.ZipFile(file) as archive:
             return any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
     return False

@@ -11,6 +11,7 @@ from ..pattern import Constraint, Pattern
 from ._base import Checkpoint, Replace, TensorInfo
 from ._record import PruneRecord, parse_object
 from ._safetensors import SafetensorsCheckpoint
+from ._staging import creating
 
 __all__ = ["ShardedCheckpoint"]
 
@@ -119,7 +120,9 @@ class ShardedCheckpoint(Checkpoint):
                 f"`output` must be a folder for a sharded checkpoint, got {str(output)!r}. "
                 "The shards and the index are written into it."
             )
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        with creating(output, "output"):
+            is_new = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+        if not is_new:
             raise InvalidArgumentError(
                 f"`output` must be a new or empty folder for a sharded checkpoint, got {str(output)!r}. "
                 "A folder can only appear as a whole, not be replaced."

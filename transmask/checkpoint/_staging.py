@@ -16,7 +16,7 @@ from types import TracebackType
 
 from ..errors import CheckpointError, InvalidArgumentError
 
-__all__ = ["Staging"]
+__all__ = ["Staging", "creating"]
 
 
 class Staging:
@@ -39,6 +39,7 @@ class Staging:
     def __init__(self, inputs: Iterable[Path]) -> None:
         self._inputs = tuple(inputs)
         self._staged: list[tuple[Path, Path]] = []
+        self._placed: list[Path] = []
 
     def __enter__(self) -> Staging:
         return self
@@ -65,18 +66,19 @@ class Staging:
         CheckpointError
             If the folder cannot be written to.
         """
-        final = self._final(path, argument)
-        if final.exists() and not final.is_file():
-            raise InvalidArgumentError(f"`{argument}` must be a file, got {str(path)!r}, which is something else.")
-        temporary = self._reserve(final)
-        with _creating(path, argument):
+        with creating(path, argument):
+            final = self._final(path, argument)
+            if final.exists() and not final.is_file():
+                kind = "a folder" if final.is_dir() else "no regular file"
+                raise InvalidArgumentError(f"`{argument}` must be a file, got {str(path)!r}, which is {kind}.")
+            temporary = self._reserve(final)
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         return temporary
 
     def folder(self, path: Path, argument: str) -> Path:
         """Stage a folder, which must be new or empty; otherwise as `file`."""
-        temporary = self._reserve(self._final(path, argument))
-        with _creating(path, argument):
+        with creating(path, argument):
+            temporary = self._reserve(self._final(path, argument))
             temporary.mkdir()
         return temporary
 
@@ -124,6 +126,7 @@ class Staging:
                 _flush(temporary)
             for temporary, final in self._staged:
                 temporary.replace(final)
+                self._placed.append(final)
             for folder in dict.fromkeys(final.parent for _, final in self._staged):
                 _flush(folder)
         except OSError as error:
@@ -134,12 +137,14 @@ class Staging:
         temporaries = [str(temporary) for temporary, _ in self._staged]
         if error.filename is None or str(error.filename).startswith(tuple(temporaries)):
             outputs = " and ".join(repr(str(final)) for _, final in self._staged)
-            raise CheckpointError(f"could not write {outputs}: {error.strerror}. Nothing was written.") from error
+            placed = " and ".join(repr(str(final)) for final in self._placed)
+            left = f"In place already: {placed}." if placed else "Nothing was written."
+            raise CheckpointError(f"could not write {outputs}: {error.strerror}. {left}") from error
 
 
 @contextmanager
-def _creating(path: Path, argument: str) -> Iterator[None]:
-    """Word the refusal to create an output."""
+def creating(path: Path, argument: str) -> Iterator[None]:
+    """Word what the system says about a place where an output cannot be."""
     try:
         yield
     except OSError as error:

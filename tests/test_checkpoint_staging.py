@@ -1,0 +1,252 @@
+"""Outputs appear complete or not at all: links, folders that cannot be written, disks that fill up, damage half-way."""
+
+import errno
+import os
+import re
+import stat
+
+import numpy as np
+import pytest
+from checkpoint_files import files_in, write_safetensors, write_sharded
+
+import transmask as tm
+from transmask.checkpoint import _staging, plan_pruning, prune_checkpoint, write_masks
+from transmask.checkpoint._staging import Staging
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "m.safetensors"
+    rng = np.random.default_rng(0)
+    write_safetensors(path, {name: rng.standard_normal((8, 8)) for name in ("a", "b", "c")})
+    return path
+
+
+def prune(model, output, **options):
+    return prune_checkpoint(plan_pruning(model, "2:4"), output, **options)
+
+
+def refuses(model, output, message, **options):
+    """Pruning fails with `message`, and no file has changed or is new."""
+    before = files_in(model.parent)
+    with pytest.raises(tm.TransmaskError, match=re.escape(message)) as caught:
+        prune(model, output, **options)
+    assert "\n" not in str(caught.value)
+    assert files_in(model.parent) == before
+
+
+def test_the_output_must_not_be_the_input(model, tmp_path):
+    (tmp_path / "symlink.safetensors").symlink_to(model)
+    (tmp_path / "hardlink.safetensors").hardlink_to(model)
+    (tmp_path / "folder").symlink_to(tmp_path)
+    for name in ("m.safetensors", "symlink.safetensors", "hardlink.safetensors", "folder/m.safetensors"):
+        refuses(model, tmp_path / name, "`output` must not be the input")
+        refuses(model, tmp_path / "new.safetensors", "`masks` must not be the input", masks=tmp_path / name)
+
+
+def test_the_input_may_be_a_link_too(model, tmp_path):
+    (tmp_path / "symlink.safetensors").symlink_to(model)
+    refuses(tmp_path / "symlink.safetensors", model, "`output` must not be the input")
+
+
+def test_the_outputs_must_differ(model, tmp_path):
+    refuses(
+        model, tmp_path / "x.safetensors", "`output` must not be another output too", masks=tmp_path / "x.safetensors"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing/new.safetensors", "`output` must be in a folder that exists"),
+        ("m.safetensors/new.safetensors", "`output` must be in a folder that exists"),
+        ("new.npz", "`output` must end with '.safetensors' like the input"),
+        ("new", "`output` must end with '.safetensors' like the input"),
+        ("folder.safetensors", "which is a folder"),
+        ("pipe.safetensors", "which is no regular file"),
+        ("x" * 300 + ".safetensors", "File name too long"),
+    ],
+)
+def test_where_an_output_cannot_be(model, tmp_path, name, message):
+    (tmp_path / "folder.safetensors").mkdir()
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    refuses_but_for_special_files(model, tmp_path / name, message)
+    assert stat.S_ISFIFO((tmp_path / "pipe.safetensors").stat().st_mode)
+
+
+def refuses_but_for_special_files(model, output, message):
+    """As `refuses`, in a folder where a pipe would block whoever reads it."""
+    names = sorted(os.listdir(model.parent))
+    with pytest.raises(tm.TransmaskError, match=re.escape(message)):
+        prune(model, output)
+    assert sorted(os.listdir(model.parent)) == names
+
+
+def test_a_device_is_not_replaced(model, tmp_path):
+    (tmp_path / "null.safetensors").symlink_to("/dev/null")
+    with pytest.raises(tm.InvalidArgumentError, match="`output` must be a file, got"):
+        prune(model, tmp_path / "null.safetensors")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_an_existing_file_is_replaced_and_a_link_followed(model, tmp_path):
+    (tmp_path / "old.safetensors").write_text("old")
+    (tmp_path / "link.safetensors").symlink_to(tmp_path / "old.safetensors")
+    prune(model, tmp_path / "link.safetensors")
+    assert (tmp_path / "link.safetensors").is_symlink()
+    prune(model, tmp_path / "new.safetensors")
+    assert (tmp_path / "old.safetensors").read_bytes() == (tmp_path / "new.safetensors").read_bytes()
+
+
+def test_a_new_file_has_the_usual_permissions(model, tmp_path):
+    (tmp_path / "plain").touch()
+    prune(model, tmp_path / "new.safetensors")
+    assert (tmp_path / "new.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_shards_are_written_to_a_new_or_empty_folder_only(tmp_path):
+    index = write_sharded(tmp_path / "m", {"1.safetensors": {"a": np.eye(4)}, "2.safetensors": {"b": np.eye(4)}})
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").write_text("{}")
+    for name in ("new", "empty"):
+        prune(index, tmp_path / name)
+        assert sorted(os.listdir(tmp_path / name)) == ["1.safetensors", "2.safetensors", index.name]
+    before = files_in(tmp_path)
+    for name, message in (
+        ("full", "`output` must be a new or empty folder for a sharded checkpoint"),
+        ("m", "`output` must be a new or empty folder for a sharded checkpoint"),
+        ("m/1.safetensors", "`output` must be a folder for a sharded checkpoint"),
+        ("new.safetensors", "`output` must be a folder for a sharded checkpoint"),
+    ):
+        with pytest.raises(tm.InvalidArgumentError, match=re.escape(message)):
+            prune(index, tmp_path / name)
+    assert files_in(tmp_path) == before
+
+
+def test_an_argument_that_makes_the_run_pointless(model):
+    with pytest.raises(tm.InvalidArgumentError, match="`output` must be given, got None"):
+        prune(model, None)
+    with pytest.raises(tm.InvalidArgumentError, match="`masks` must be given with apply=False, got None"):
+        prune(model, None, apply=False)
+    with pytest.raises(tm.InvalidArgumentError, match=r"`masks` must end with '\.safetensors', got 'masks\.npz'"):
+        prune(model, None, masks="masks.npz", apply=False)
+
+
+class Disk:
+    """Counts the calls of the functions that write, and lets one of them fail."""
+
+    def __init__(self, monkeypatch, code):
+        self.monkeypatch, self.code = monkeypatch, code
+        self.calls, self.fails_at = 0, None
+        self.wrap(os, "open")
+        self.wrap(os, "fsync")
+        self.wrap(_staging.Path, "mkdir")
+        self.wrap(_staging.Path, "replace")
+
+    def wrap(self, owner, name):
+        original = getattr(owner, name)
+
+        def call(*arguments, **options):
+            self.calls += 1
+            if self.calls == self.fails_at:
+                raise OSError(self.code, os.strerror(self.code))
+            return original(*arguments, **options)
+
+        self.monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize("kind", ["file", "shards"])
+def test_whichever_call_fails_the_old_files_or_the_new_ones_are_there(tmp_path, monkeypatch, kind):
+    tensors = {"a": np.arange(16.0).reshape(4, 4), "b": np.eye(4)}
+
+    def run(folder, fails_at):
+        """Prune in a folder of its own, with the given call failing; return the files before and after, and calls."""
+        folder.mkdir()
+        if kind == "file":
+            model, output = folder / "m.safetensors", folder / "new.safetensors"
+            write_safetensors(model, tensors)
+            output.write_text("old")
+        else:
+            shards = {f"{name}.safetensors": {name: array} for name, array in tensors.items()}
+            model, output = write_sharded(folder / "m", shards), folder / "new"
+        plan = plan_pruning(model, "2:4")
+        before = files_in(folder)
+        with monkeypatch.context() as patch:
+            disk = Disk(patch, errno.EIO)
+            disk.fails_at = fails_at
+            if fails_at is None:
+                prune_checkpoint(plan, output, masks=folder / "masks.safetensors", threads=1)
+            else:
+                with pytest.raises(tm.CheckpointError, match="Input/output error") as caught:
+                    prune_checkpoint(plan, output, masks=folder / "masks.safetensors", threads=1)
+                untouched = "Nothing was written" in str(caught.value) or "where files can be" in str(caught.value)
+                assert untouched == (files_in(folder) == before)
+        return before, files_in(folder), disk.calls
+
+    _, complete, n_calls = run(tmp_path / "complete", None)
+    assert n_calls > 8
+    unchanged = 0
+    for fails_at in range(1, n_calls + 1):
+        before, after, _ = run(tmp_path / str(fails_at), fails_at)
+        # The masks are in place before the checkpoint is, so that the checkpoint tells that both are.
+        assert after in (before, before | {"masks.safetensors": complete["masks.safetensors"]}, complete)
+        unchanged += after == before
+    assert unchanged > n_calls // 2
+
+
+def test_a_disk_that_fills_up_while_a_tensor_is_written(model, tmp_path, monkeypatch):
+    for suffix in (".safetensors", ".npz"):
+        path = model
+        if suffix == ".npz":
+            path = tmp_path / "m.npz"
+            np.savez(path, **{name: np.random.default_rng(0).standard_normal((64, 64)) for name in "abc"})
+        plan = plan_pruning(path, "2:4")
+        before = files_in(tmp_path)
+
+        def fill(tensor, outcome):
+            if tensor.name == "b":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        message = r"could not write '.*masks\.safetensors' and '.*': No space left on device\. Nothing was written\."
+        with pytest.raises(tm.CheckpointError, match=message):
+            prune_checkpoint(plan, tmp_path / f"new{suffix}", masks=tmp_path / "masks.safetensors", progress=fill)
+        assert files_in(tmp_path) == before
+
+
+def test_an_interrupt_half_way_leaves_nothing(model, tmp_path):
+    def interrupt(tensor, outcome):
+        if tensor.name == "b":
+            raise KeyboardInterrupt
+
+    before = files_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        prune(model, tmp_path / "new.safetensors", masks=tmp_path / "masks.safetensors", progress=interrupt)
+    assert files_in(tmp_path) == before
+
+
+def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(model, tmp_path):
+    plan = plan_pruning(model, "2:4")
+    model.rename(tmp_path / "away")
+    with pytest.raises(FileNotFoundError, match=r"m\.safetensors"):
+        prune_checkpoint(plan, tmp_path / "new.safetensors")
+    assert sorted(files_in(tmp_path)) == ["away"]
+
+
+def test_the_temporary_file_lies_beside_the_final_one(tmp_path):
+    with Staging([]) as staging:
+        temporary = staging.file(tmp_path / "out.bin", "output")
+        assert temporary.parent == tmp_path
+        assert temporary.name.startswith(".transmask-")
+        assert not (tmp_path / "out.bin").exists()
+        temporary.write_text("complete")
+    assert files_in(tmp_path) == {"out.bin": b"complete"}
+
+
+def test_write_masks_replaces_a_file_only_when_it_is_complete(tmp_path, monkeypatch):
+    write_masks(tmp_path / "masks.safetensors", {"w": np.eye(2)}, "1:2")
+    before = files_in(tmp_path)
+    Disk(monkeypatch, errno.ENOSPC).fails_at = 2
+    with pytest.raises(tm.CheckpointError, match="No space left on device"):
+        write_masks(tmp_path / "masks.safetensors", {"w": np.eye(4)}, "1:4")
+    assert files_in(tmp_path) == before
