@@ -11,19 +11,25 @@ from itertools import combinations, product
 import numpy as np
 
 
-def offender(mask, n, m, constraint):
-    """Say which group of a 2-d mask breaks the pattern, or return None; written with loops, edges and all."""
+def offenders(mask, n, m, constraint):
+    """List the groups of a 2-d mask that break the pattern, those of rows first; loops, edges and all."""
     rows, columns = mask.shape
-    for line, other, along_rows in ((rows, columns, True), (columns, rows, False)):
+    found = []
+    for line, other, name in ((rows, columns, "row"), (columns, rows, "column")):
         for index in range(line):
             for start in range(0, other, m):
                 stop = min(start + m, other)
-                group = mask[index, start:stop] if along_rows else mask[start:stop, index]
+                group = mask[index, start:stop] if name == "row" else mask[start:stop, index]
                 kept = sum(bool(entry) for entry in group)
                 whole = stop - start == m and index - index % m + m <= line
                 if kept > n or (constraint == "exactly" and whole and kept < n):
-                    return f"{'row' if along_rows else 'column'} {index}, from {start}: {kept}"
-    return None
+                    found.append((name, index, start, stop, kept))
+    return found
+
+
+def offender(mask, n, m, constraint):
+    """Return the first group of a 2-d mask that breaks the pattern, (name, line, start, stop, kept), or None."""
+    return next(iter(offenders(mask, n, m, constraint)), None)
 
 
 def kept_value(scores, mask):

@@ -82,7 +82,7 @@ def test_the_assertion_says_what_the_oracle_says(data):
     if expected is None:
         assert_transposable(mask, (n, m), constraint=constraint)
     else:
-        with pytest.raises(AssertionError, match=f"must hold {n}:{m} '{constraint}': {expected.split(',')[0]}, "):
+        with pytest.raises(AssertionError, match=f"must hold {n}:{m} '{constraint}': {expected[0]} {expected[1]}, "):
             assert_transposable(mask, (n, m), constraint=constraint)
 
 
