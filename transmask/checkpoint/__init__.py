@@ -6,13 +6,14 @@
 from ._base import Checkpoint, TensorInfo
 from ._open import open_checkpoint
 from ._record import PruneRecord
-from .checking import CheckedTensor, check_checkpoint
+from .checking import CheckedTensor, CheckPlan, check_checkpoint, plan_check
 from .masks_file import Masks, read_masks, write_masks
 from .planning import PrunePlan, plan_pruning
 from .pruning import PrunedTensor, prune_checkpoint
 from .selection import Selection, select_tensors
 
 __all__ = [
+    "CheckPlan",
     "CheckedTensor",
     "Checkpoint",
     "Masks",
@@ -23,6 +24,7 @@ __all__ = [
     "TensorInfo",
     "check_checkpoint",
     "open_checkpoint",
+    "plan_check",
     "plan_pruning",
     "prune_checkpoint",
     "read_masks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,13 +12,13 @@ from numpy.typing import NDArray
 from ..check import MaskReport, check_mask
 from ..errors import CheckpointError, InvalidArgumentError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
-from ._base import Checkpoint
+from ._base import Checkpoint, TensorInfo
 from ._open import PathLike, open_checkpoint
 from ._safetensors import SafetensorsCheckpoint
 from .masks_file import MASKS_KEY, Masks
 from .selection import matching_names, select_tensors
 
-__all__ = ["CheckedTensor", "check_checkpoint"]
+__all__ = ["CheckPlan", "CheckedTensor", "check_checkpoint", "plan_check"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,79 @@ class CheckedTensor:
     shape: tuple[int, ...]
     axes: tuple[int, int]
     report: MaskReport
+
+
+@dataclass(frozen=True, slots=True)
+class CheckPlan:
+    """What is to be checked, known without reading a weight.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+    masks : Masks or None
+        The masks, if it is a masks file.
+    pattern : Pattern
+    constraint : {"exactly", "at_most"}
+    tensors : dict of str to TensorInfo
+        What to read for each tensor; of a masks file, the packed bytes.
+    axes : dict of str to tuple of two int
+        The axes that form the matrix of each tensor.
+    """
+
+    checkpoint: Checkpoint
+    masks: Masks | None
+    pattern: Pattern
+    constraint: Constraint
+    tensors: dict[str, TensorInfo]
+    axes: dict[str, tuple[int, int]]
+
+    def size(self, name: str) -> int:
+        """Return the number of entries of a tensor."""
+        return self.tensors[name].size if self.masks is None else math.prod(self.masks.shapes[name])
+
+    def check(self, name: str) -> CheckedTensor:
+        """Read one tensor and check it."""
+        if self.masks is None:
+            with np.errstate(invalid="ignore"):  # a NaN is not zero either
+                mask: NDArray[np.bool_] = self.checkpoint.read(self.tensors[name]) != 0
+        else:
+            mask = self.masks[name]
+        report = check_mask(mask, self.pattern, constraint=self.constraint, axes=self.axes[name])
+        return CheckedTensor(name, mask.shape, self.axes[name], report)
+
+
+def plan_check(
+    model: PathLike,
+    pattern: PatternLike,
+    *,
+    constraint: str = "at_most",
+    include: str | None = None,
+    exclude: str | None = None,
+) -> CheckPlan:
+    """Decide what is to be checked, from the headers alone; the parameters and errors are those of `check_checkpoint`.
+
+    Returns
+    -------
+    CheckPlan
+    """
+    chosen, limit = Pattern.of(pattern), as_constraint(constraint)
+    checkpoint = open_checkpoint(model)
+    masks = None
+    if isinstance(checkpoint, SafetensorsCheckpoint) and MASKS_KEY in checkpoint.metadata:
+        masks = Masks(checkpoint.path)
+        axes = masks.axes
+    else:
+        axes = _axes_to_check(checkpoint, chosen, include, exclude)
+    names = matching_names(axes, include=include, exclude=exclude)
+    if not names:
+        raise InvalidArgumentError(
+            f"`model` must hold a tensor to check, got none in {str(checkpoint.path)!r}. "
+            "`transmask prune --dry-run` tells why each of its tensors is left out."
+        )
+    known = {tensor.name: tensor for tensor in checkpoint.tensors}
+    return CheckPlan(
+        checkpoint, masks, chosen, limit, {name: known[name] for name in names}, {name: axes[name] for name in names}
+    )
 
 
 def check_checkpoint(
@@ -86,21 +160,8 @@ def check_checkpoint(
     good holds 2:4
     bad row 2, columns 0 to 3 keeps 3, more than 2 of 4
     """
-    chosen, limit = Pattern.of(pattern), as_constraint(constraint)
-    checkpoint = open_checkpoint(model)
-    masks = None
-    if isinstance(checkpoint, SafetensorsCheckpoint) and MASKS_KEY in checkpoint.metadata:
-        masks = Masks(checkpoint.path)
-        axes = masks.axes
-    else:
-        axes = _axes_to_check(checkpoint, chosen, include, exclude)
-    names = matching_names(axes, include=include, exclude=exclude)
-    if not names:
-        raise InvalidArgumentError(
-            f"`model` must hold a tensor to check, got none in {str(checkpoint.path)!r}. "
-            "`transmask prune --dry-run` tells why each of its tensors is left out."
-        )
-    return _checked(checkpoint, masks, {name: axes[name] for name in names}, chosen, limit)
+    plan = plan_check(model, pattern, constraint=constraint, include=include, exclude=exclude)
+    return (plan.check(name) for name in plan.axes)
 
 
 def _axes_to_check(
@@ -118,18 +179,3 @@ def _axes_to_check(
                 "but it holds no such tensor. It was changed after pruning."
             )
     return checkpoint.record.axes
-
-
-def _checked(
-    checkpoint: Checkpoint,
-    masks: Masks | None,
-    axes: dict[str, tuple[int, int]],
-    pattern: Pattern,
-    constraint: Constraint,
-) -> Iterator[CheckedTensor]:
-    """Check one tensor after the other."""
-    tensors = {tensor.name: tensor for tensor in checkpoint.tensors}
-    for name, pair in axes.items():
-        with np.errstate(invalid="ignore"):  # a NaN is not zero either
-            mask: NDArray[np.bool_] = checkpoint.read(tensors[name]) != 0 if masks is None else masks[name]
-        yield CheckedTensor(name, mask.shape, pair, check_mask(mask, pattern, constraint=constraint, axes=pair))

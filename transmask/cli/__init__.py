@@ -6,7 +6,6 @@ or None for 0, and lets errors rise: `main` is the one place that turns them int
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import sys
 
@@ -17,7 +16,9 @@ from ._output import INTERRUPTED, WRONG_USE, print_error
 from .check import check
 from .compare import compare
 from .demo import demo
+from .diversity import diversity
 from .prune import prune
+from .sad import sad
 from .solvers import solvers
 
 __all__ = ["app", "main"]
@@ -33,6 +34,8 @@ app = typer.Typer(
 app.command("prune")(prune)
 app.command("check")(check)
 app.command("compare")(compare)
+app.command("diversity")(diversity)
+app.command("sad")(sad)
 app.command("solvers")(solvers)
 app.command("demo")(demo)
 
@@ -55,9 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     int
         0 done, 1 a check failed, 2 wrong use or input that cannot be used, 130 interrupted.
     """
-    with contextlib.suppress(ValueError):  # only the main thread can set a handler
-        # A batch system that ends a run sends SIGTERM first: leave through the clean-up of temporary files.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # A batch system that ends a run sends SIGTERM first: leave through the clean-up of temporary files.
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = app(arguments, prog_name="transmask", standalone_mode=False) or 0
     except (TransmaskError, OSError, MemoryError) as error:
@@ -72,6 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         if message:
             print_error(f"{message} See transmask --help.")
         return WRONG_USE
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     if code == INTERRUPTED:
         print_error("interrupted; no partial file was left.")
     return int(code)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,9 @@ class TensorProgress:
         self._n_done = 0
         self._n_weights_done = 0
         self._began = time.perf_counter()
+        self._name = ""
+        self._listening = ExitStack()
+        self._said = False
         self._bar = _bar() if sys.stderr.isatty() else None
 
     def __enter__(self) -> TensorProgress:
@@ -43,13 +47,29 @@ class TensorProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._listening.close()
         if self._bar is not None:
             self._bar.stop()
 
     def begin(self, name: str) -> None:
         """Show that the tensor `name` is worked on."""
+        if not self._name and "numba" in sys.modules:
+            self._listening.enter_context(_listening_to_numba(self._compiling))
+        self._name = name
+        self._show(name)
+
+    def _compiling(self, begins: bool) -> None:
+        """Say that the time goes into compiling the solver, which happens in the first run on a machine."""
+        notice = "compiling the solver, once for all runs"
+        self._show(notice if begins else self._name)
+        if not self._said and self._bar is None:
+            _write_line(notice)
+        self._said = True
+
+    def _show(self, text: str) -> None:
+        """Show what is going on in the bar, if there is one."""
         if self._bar is not None:
-            self._bar.update(self._task, tensor=name)
+            self._bar.update(self._task, tensor=text)
 
     def advance(self, name: str, n_weights: int, outcome: str) -> None:
         """Count a tensor with `n_weights` as done; in a pipe, print a line with its `outcome`."""
@@ -59,8 +79,29 @@ class TensorProgress:
             rate = self._n_weights_done / (time.perf_counter() - self._began)
             self._bar.update(self._task, advance=n_weights, rate=f"{rate / 1e6:.3g} M weights/s")
         else:
-            sys.stderr.write(f"[{self._n_done}/{self._n_tensors}] {name}: {outcome}\n")
-            sys.stderr.flush()
+            _write_line(f"[{self._n_done}/{self._n_tensors}] {name}: {outcome}")
+
+
+def _write_line(text: str) -> None:
+    """Write a line to stderr at once."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+@contextmanager
+def _listening_to_numba(tell: Callable[[bool], None]) -> Iterator[None]:
+    """Tell when numba begins (True) and ends (False) to compile; code that it finds on the disk is not compiled."""
+    from numba.core import event
+
+    class Compilation(event.Listener):
+        def on_start(self, event: object) -> None:
+            tell(True)
+
+        def on_end(self, event: object) -> None:
+            tell(False)
+
+    with event.install_listener("numba:compile", Compilation()):
+        yield
 
 
 def _bar() -> Progress:

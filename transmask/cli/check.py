@@ -9,6 +9,7 @@ import typer
 
 from ._options import ExcludeOption, IncludeOption, JsonOption, PatternOption
 from ._output import CHECK_FAILED, DONE, Column, percent, print_json, print_line, print_table, shape
+from ._progress import TensorProgress
 
 if TYPE_CHECKING:
     from ..checkpoint import CheckedTensor
@@ -43,17 +44,30 @@ def check(
 
     Looked at are the tensors that FILE says were pruned; if it says nothing, those that `transmask prune` would take.
     """
-    from ..checkpoint import check_checkpoint
+    from ..checkpoint import plan_check
 
-    found = check_checkpoint(file, pattern, constraint=constraint, include=include, exclude=exclude)
-    rows = [_row(checked) for checked in found]
+    plan = plan_check(file, pattern, constraint=constraint, include=include, exclude=exclude)
+    rows = []
+    with TensorProgress(sum(map(plan.size, plan.axes)), len(plan.axes)) as progress:
+        for name in plan.axes:
+            progress.begin(name)
+            rows.append(_row(plan.check(name)))
+            progress.advance(name, plan.size(name), rows[-1]["first_offender"] or "ok")
     bad = [row for row in rows if not row["ok"]]
     if as_json:
-        print_json({"file": str(file), "pattern": pattern, "constraint": constraint, "ok": not bad, "tensors": rows})
+        print_json(
+            {
+                "file": str(file),
+                "pattern": str(plan.pattern),
+                "constraint": plan.constraint,
+                "ok": not bad,
+                "tensors": rows,
+            }
+        )
         return CHECK_FAILED if bad else DONE
     print_table(rows, COLUMNS)
     print_line()
-    rule = f"{pattern} {constraint.replace('_', ' ')} in rows and columns"
+    rule = f"{plan.pattern} {plan.constraint.replace('_', ' ')} in rows and columns"
     if bad:
         print_line(f"failed: {len(bad)} of {len(rows)} tensors do not hold {rule}")
         print_line(f"first:  {bad[0]['name']}: {bad[0]['first_offender']}")

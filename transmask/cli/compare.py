@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InvalidArgumentError, MissingDependencyError, UnsupportedPatternError
+from ._figure import check_plot, save_plot
 from ._options import ConstraintOption, ExcludeOption, IncludeOption, JsonOption, PatternOption, ThreadsOption
 from ._output import Column, count, gap, percent, print_json, print_line, print_table, seconds
 from ._progress import TensorProgress
@@ -43,7 +43,7 @@ def compare(
         typer.Option("--sample", metavar="N", help="How many blocks, spread evenly over the file, all solvers solve."),
     ] = 2000,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="OUT", help="Draw kept weight against time, as .png, .svg or .pdf.")
+        Path | None, typer.Option("--plot", metavar="OUT", help="Draw gap against time, as .png, .svg or .pdf.")
     ] = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
@@ -59,7 +59,7 @@ def compare(
     from ..checkpoint.sampling import sample_blocks
 
     if plot is not None:
-        _check_plot(plot)
+        check_plot(plot)
     if sample < 1:
         raise InvalidArgumentError(f"`sample` must be at least 1, got {sample}.")
     plan = plan_pruning(file, pattern, constraint=constraint, solver="auto", include=include, exclude=exclude)
@@ -72,7 +72,9 @@ def compare(
             rows.append(_row(worker, blocks, pattern, constraint, threads))
             progress.advance(worker.info.name, blocks.size, seconds(rows[-1]["seconds"]))
     if plot is not None:
-        _draw(rows, plot, plan.checkpoint.files)
+        from ..plotting import plot_solver_quality
+
+        save_plot(lambda ax: plot_solver_quality(rows, ax), plot, inputs=plan.checkpoint.files)
     report = {
         "file": str(file),
         "pattern": str(plan.pattern),
@@ -137,26 +139,3 @@ def _print_report(report: dict[str, Any]) -> None:
     print_line(f"{rule}, on {count(report['blocks'])} of {count(report['blocks_in_file'])} blocks of {report['file']}")
     if report["plot"] is not None:
         print_line(f"wrote {report['plot']}")
-
-
-def _check_plot(path: Path) -> None:
-    """Refuse a plot that could not be written in the end, before any solver runs."""
-    if find_spec("matplotlib") is None:
-        raise MissingDependencyError(
-            '`plot` must be left out where matplotlib is not installed. Install it: pip install "transmask[plot]"'
-        )
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise InvalidArgumentError(f"`plot` must end with '.png', '.svg' or '.pdf', got {str(path)!r}.")
-
-
-def _draw(rows: list[dict[str, Any]], path: Path, inputs: tuple[Path, ...]) -> None:
-    """Draw kept weight against time into a file, which appears complete or not at all."""
-    from matplotlib.figure import Figure
-
-    from ..checkpoint._staging import Staging
-    from ..plotting import plot_solver_quality
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")  # no pyplot: no window, no state
-    plot_solver_quality(rows, ax=figure.subplots())
-    with Staging(inputs) as staging:
-        figure.savefig(staging.file(path, "plot"), format=path.suffix[1:], dpi=150)
