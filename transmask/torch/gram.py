@@ -55,14 +55,15 @@ def collect_grams(
     grams: list[Tensor | None] = [None] * len(layers)
 
     def watch(index: int, layer: SupportedLayer) -> RemovableHandle:
-        def accumulate(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # After the forward, so that an input that does not fit is the layer's own error.
+        def accumulate(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
             for rows in layer_rows(layer, args[0] if args else kwargs["input"]):
                 values = rows.to(torch.float64)
                 product = values.mT @ values
                 total = grams[index]
                 grams[index] = product if total is None else total.add_(product)
 
-        return layer.register_forward_pre_hook(accumulate, with_kwargs=True)
+        return layer.register_forward_hook(accumulate, with_kwargs=True)
 
     with _removing(watch(index, layer) for index, (_, layer) in enumerate(layers)):
         calibration.run(model)

@@ -62,7 +62,7 @@ def transposable(
 
     The module gets the parameter ``<name>_orig`` and the buffer ``<name>_mask``, and computes with their product.
     ``torch.nn.utils.prune.remove(module, name)`` makes it permanent. It loads the state of a `sparsify` model, and the
-    other way round.
+    other way round; masks of another pattern are refused, module by module as torch loads them.
 
     Parameters
     ----------

@@ -1,0 +1,442 @@
+"""Reconstruction: against numpy's least squares, against the layers themselves, and on data it has not seen."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+torch.set_num_threads(1)  # two threads that wait for each other are slow on a busy machine
+
+import naive  # noqa: E402
+from torch import nn  # noqa: E402
+
+import transmask as tm  # noqa: E402
+from transmask import torch as tmt  # noqa: E402
+from transmask.torch.calibration import Calibration  # noqa: E402
+from transmask.torch.gram import collect_grams, layer_rows  # noqa: E402
+
+
+def data(count, width, seed=0, rank=None):
+    """Correlated inputs, as activations are; of a lower rank if asked."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(123).standard_normal((rank or width, width)) / np.sqrt(width)
+    return torch.from_numpy((rng.standard_normal((count, rank or width)) @ mixing).astype(np.float32))
+
+
+def two_layers(seed=0, width=32):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(width, 48), nn.ReLU(), nn.Linear(48, 16))
+
+
+def output_error(model, reference, inputs):
+    with torch.no_grad():
+        expected = reference(inputs)
+        return float((model(inputs) - expected).square().sum() / expected.square().sum())
+
+
+def mask_only(model, pattern, **options):
+    masked = copy.deepcopy(model)
+    tmt.sparsify(masked, pattern, **options).remove()
+    return masked
+
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(8, 12), (6, 8)),
+    "linear of sequences": (lambda: nn.Linear(8, 12, bias=False), (3, 5, 8)),
+    "linear of one vector": (lambda: nn.Linear(8, 12), (8,)),
+    "conv1d": (lambda: nn.Conv1d(4, 8, 3, stride=2, padding=2, dilation=2), (3, 4, 11)),
+    "conv2d": (lambda: nn.Conv2d(4, 8, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)), (3, 4, 9, 8)),
+    "conv2d of one image": (lambda: nn.Conv2d(4, 8, 3), (4, 9, 8)),
+    "grouped": (lambda: nn.Conv2d(8, 12, 3, groups=2, bias=False), (2, 8, 6, 5)),
+    "same": (lambda: nn.Conv2d(4, 8, (4, 3), padding="same", padding_mode="circular"), (2, 4, 6, 5)),
+    "valid": (lambda: nn.Conv2d(4, 8, 3, padding="valid"), (2, 4, 6, 5)),
+    "reflect": (lambda: nn.Conv1d(4, 8, 3, padding=2, padding_mode="reflect"), (2, 4, 9)),
+    "conv3d": (lambda: nn.Conv3d(4, 8, (2, 3, 1), groups=2), (2, 4, 5, 6, 4)),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def layer_and_input(request):
+    make, shape = LAYERS[request.param]
+    torch.manual_seed(1)
+    return make().double(), torch.randn(shape, dtype=torch.float64)
+
+
+def as_matrices(layer):
+    """Weights with the bias as a last column, (groups, K, D)."""
+    groups = getattr(layer, "groups", 1)
+    weight = layer.weight.detach().reshape(groups, layer.weight.shape[0] // groups, -1)
+    if layer.bias is None:
+        return weight
+    return torch.cat([weight, layer.bias.detach().reshape(groups, -1, 1)], dim=2)
+
+
+def outputs_as_rows(layer, inputs):
+    """The layer's own outputs, (samples, K)."""
+    outputs = layer(inputs).detach()
+    if isinstance(layer, nn.Linear):
+        return outputs.reshape(-1, layer.out_features)
+    channel = outputs.ndim - len(layer.kernel_size) - 1
+    return outputs.movedim(channel, -1).reshape(-1, layer.out_channels)
+
+
+def test_the_rows_times_the_weights_are_the_layer(layer_and_input):
+    layer, inputs = layer_and_input
+    rows = torch.cat(list(layer_rows(layer, inputs)), dim=1)
+    product = (rows @ as_matrices(layer).mT).movedim(0, 1).reshape(rows.shape[1], -1)
+    torch.testing.assert_close(product, outputs_as_rows(layer, inputs))
+
+
+def test_gram_matrices_give_the_error_of_the_outputs(layer_and_input):
+    layer, inputs = layer_and_input
+    (gram,) = collect_grams(layer, [("layer", layer)], Calibration([inputs, inputs * 0.5]))
+    pruned = mask_only(layer, "2:4", allow=("grouped",))
+    difference = as_matrices(layer) - as_matrices(pruned)
+    found = float((difference @ gram * difference).sum())
+    expected = sum(
+        float((outputs_as_rows(layer, batch) - outputs_as_rows(pruned, batch)).square().sum())
+        for batch in (inputs, inputs * 0.5)
+    )
+    assert found == pytest.approx(expected, rel=1e-10)
+
+
+def test_least_squares_are_those_of_numpy_row_by_row(layer_and_input):
+    layer, inputs = layer_and_input
+    batches = [inputs + 0.1 * torch.randn(inputs.shape, dtype=torch.float64) for _ in range(40)]
+    dense = copy.deepcopy(layer)
+    tmt.reconstruct(layer, batches, "2:4", method=tmt.LeastSquares(ridge=0.0), allow=("grouped",), progress=False)
+    rows = torch.cat([torch.cat(list(layer_rows(dense, batch)), dim=1) for batch in batches], dim=1)
+    for group in range(rows.shape[0]):
+        design, weights, found = rows[group].numpy(), as_matrices(dense)[group].numpy(), as_matrices(layer)[group]
+        for weight, answer in zip(weights, found.numpy(), strict=True):
+            support = answer != 0
+            expected = np.linalg.lstsq(design[:, support], design @ weight, rcond=None)[0]
+            np.testing.assert_allclose(answer[support], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_the_ridge_pulls_towards_the_weights_that_were_there():
+    layer = nn.Linear(8, 8).double()
+    inputs = data(64, 8).double()
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    mask = torch.from_numpy(tm.transposable_mask(weight, "2:4"))
+    tmt.reconstruct(layer, [inputs], "2:4", method=tmt.LeastSquares(ridge=0.3), progress=False)
+    design = np.concatenate([inputs.numpy(), np.ones((64, 1))], axis=1)
+    penalty = 0.3 * np.square(inputs.numpy()).sum() / 8
+    for row in range(8):
+        support = np.append(mask[row].numpy(), True)
+        old = np.append(weight[row].numpy(), bias[row].item())
+        pull = np.diag(np.append(np.full(8, penalty), 0.0))[np.ix_(support, support)]
+        left = design[:, support].T @ design[:, support] + pull
+        right = design[:, support].T @ design @ old + pull @ old[support]
+        found = np.append(layer.weight.detach()[row].numpy(), layer.bias.detach()[row].item())
+        np.testing.assert_allclose(found[support], np.linalg.solve(left, right), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "3:4", "4:8"])
+@pytest.mark.parametrize("sequential", [True, False])
+def test_held_out_error_falls_by_a_third_on_two_layers(pattern, sequential):
+    reference = two_layers()
+    model = copy.deepcopy(reference)
+    report = tmt.reconstruct(model, [data(256, 32), data(256, 32, 1)], pattern, sequential=sequential, progress=False)
+    held_out = data(512, 32, seed=9)
+    masked = output_error(mask_only(reference, pattern), reference, held_out)
+    assert output_error(model, reference, held_out) <= 0.7 * masked
+    for fit in report.fits:
+        assert 0 < fit.error_fitted < fit.error_masked
+        weight = model.get_parameter(fit.name).detach()
+        n, m = (int(number) for number in pattern.split(":"))
+        assert naive.offender((weight != 0).numpy(), n, m, "exactly") is None
+
+
+def test_adaprune_reaches_what_least_squares_finds():
+    reference = two_layers()
+    errors = {}
+    for name, method in (
+        ("least squares", tmt.LeastSquares(ridge=0.0)),
+        ("adaprune", "adaprune"),
+        ("three steps", tmt.AdaPrune(max_iterations=3)),
+    ):
+        model = copy.deepcopy(reference)
+        report = tmt.reconstruct(
+            model, [data(256, 32)], "2:4", method=method, sequential=False, progress=False, layers="0"
+        )
+        (fit,) = report.fits
+        errors[name] = fit.error_fitted
+        masked = fit.error_masked
+    assert errors["least squares"] <= errors["adaprune"] * (1 + 1e-6)
+    assert errors["adaprune"] <= errors["least squares"] * 1.05
+    assert errors["adaprune"] < errors["three steps"] < masked
+
+
+def test_adaprune_never_returns_an_iterate_that_is_worse_than_the_start():
+    """Huge rates make Adam diverge: the best iterate is the masked weight it began with."""
+    model = two_layers()
+    expected = mask_only(model, "2:4", layers="0")
+    method = tmt.AdaPrune(max_iterations=20, learning_rate=1e3, bias_learning_rate=1e3)
+    (fit,) = tmt.reconstruct(model, [data(64, 32)], "2:4", method=method, layers="0", progress=False).fits
+    assert fit.error_fitted <= fit.error_masked * (1 + 1e-6)
+    assert torch.equal(model[0].weight, expected[0].weight)
+
+
+def test_sequential_layers_see_the_inputs_of_the_pruned_network():
+    reference = two_layers()
+    inputs = data(256, 32)
+    model = copy.deepcopy(reference)
+    report = tmt.reconstruct(model, [inputs], "1:4", progress=False)
+    hidden = torch.relu(model[0](inputs)).detach().double()
+    dense = reference[2].weight.detach().double(), reference[2].bias.detach().double()
+    fitted = model[2].weight.detach().double(), model[2].bias.detach().double()
+    outputs = hidden @ dense[0].T + dense[1]
+    error = (hidden @ fitted[0].T + fitted[1] - outputs).square().sum() / outputs.square().sum()
+    assert report.fits[1].error_fitted == pytest.approx(float(error), rel=1e-4)
+    independent = tmt.reconstruct(copy.deepcopy(reference), [inputs], "1:4", sequential=False, progress=False)
+    assert independent.fits[0] == report.fits[0]
+    assert independent.fits[1] != report.fits[1]
+
+
+class Backwards(nn.Module):
+    """Registers its layers in an order that is not that of execution, and uses one of them twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(16, 8)
+        self.first = nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(torch.relu(self.first(input=x)))))
+
+
+def test_layers_are_treated_in_the_order_in_which_they_run():
+    torch.manual_seed(0)
+    model = Backwards()
+    report = tmt.reconstruct(model, [data(64, 16)], "2:4", progress=False)
+    assert [fit.name for fit in report.fits] == ["first.weight", "last.weight"]
+
+
+@pytest.mark.parametrize("scores", ["wanda", lambda weight, gram: weight.double().square() / inverse_diagonal(gram)])
+def test_masks_maximise_the_scores_asked_for(scores):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, 2, groups=2)
+    inputs = torch.randn(16, 8, 5, 5) * torch.linspace(0.1, 3, 8)[:, None, None]
+    weight = layer.weight.detach().clone()
+    rows = torch.cat(list(layer_rows(layer, inputs)), dim=1)[:, :, :-1].double()
+    if scores == "wanda":
+        value = weight.abs().reshape(2, 4, -1) * rows.norm(dim=1)[:, None, :]
+    else:
+        value = weight.double().square().reshape(2, 4, -1) / inverse_diagonal(rows.mT @ rows)
+    tmt.reconstruct(
+        layer, [inputs], "2:4", allow=("grouped",), progress=False, scores=scores if scores == "wanda" else flat(scores)
+    )
+    value = value.reshape(2, 4, 4, 2, 2).movedim((1, 2), (3, 4)).numpy()
+    expected = tm.transposable_mask(value, "2:4")
+    found = (layer.weight.detach() != 0).reshape(2, 4, 4, 2, 2).movedim((1, 2), (3, 4)).numpy()
+    assert np.array_equal(found, expected)
+    assert not np.array_equal(expected, tm.transposable_mask(weight.reshape(2, 4, 4, 2, 2), "2:4", axes=(1, 2)))
+
+
+def inverse_diagonal(gram):
+    """The diagonal of the inverse, one row for every group: SparseGPT's denominator."""
+    return torch.linalg.inv(gram).diagonal(dim1=1, dim2=2)[:, None, :]
+
+
+def flat(scores):
+    def callback(weight, gram):
+        groups = len(gram)
+        values = scores(weight.reshape(groups, len(weight) // groups, -1), gram[:, :-1, :-1])
+        return values.reshape(weight.shape)
+
+    return callback
+
+
+def test_a_singular_gram_matrix_is_met_with_a_ridge_that_is_reported():
+    model = two_layers()
+    dead = data(200, 32)
+    dead[:, ::2] = 0  # half of the inputs never carry anything
+    with pytest.warns(RuntimeWarning, match=r"the Gram matrix of 0.weight is singular with ridge 0: raised to 1e-10"):
+        report = tmt.reconstruct(model, [dead], "2:4", method=tmt.LeastSquares(ridge=0.0), layers="0", progress=False)
+    (fit,) = report.fits
+    assert fit.note == "singular Gram matrix, ridge 1e-10"
+    assert fit.error_fitted < fit.error_masked
+    assert torch.isfinite(model[0].weight).all()
+    (fit,) = tmt.reconstruct(two_layers(), [dead], "2:4", layers="0", progress=False).fits
+    assert fit.note == "singular Gram matrix, ridge 0.01"
+    (fit,) = tmt.reconstruct(two_layers(), [data(200, 32)], "2:4", layers="0", progress=False).fits
+    assert fit.note == ""
+
+
+def test_inputs_that_are_all_zero_leave_the_masked_weights():
+    model = two_layers()
+    expected = mask_only(model, "2:4", layers="0")
+    (fit,) = tmt.reconstruct(model, [torch.zeros(8, 32)], "2:4", layers="0", progress=False).fits
+    assert torch.equal(model[0].weight, expected[0].weight)
+    assert fit.error_fitted <= fit.error_masked
+
+
+def test_batch_norm_is_re_estimated_on_the_pruned_network():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5))
+    batches = [torch.randn(32, 4, 6, 6) for _ in range(3)]
+    model.train()
+    report = tmt.reconstruct(model, batches, "2:4", progress=False)
+    assert report.batch_norm_layers == 1
+    outputs = [model[0](batch).detach() for batch in batches]
+    torch.testing.assert_close(model[1].running_mean, sum(part.mean((0, 2, 3)) for part in outputs) / 3)
+    torch.testing.assert_close(model[1].running_var, sum(part.var((0, 2, 3)) for part in outputs) / 3)
+    assert model[1].momentum == 0.1
+    assert all(module.training for module in model.modules())
+    before = model[1].running_mean.clone()
+    tmt.sparsify(model, "2:4").remove()
+    dense = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8))
+    assert tmt.reconstruct(dense, batches, "2:4", batch_norm=False, progress=False).batch_norm_layers == 0
+    assert torch.equal(dense[1].running_mean, torch.zeros(8))
+    assert torch.equal(model[1].running_mean, before)
+
+
+def test_modes_are_restored_and_no_hook_is_left():
+    model = two_layers()
+    model[0].eval()
+    tmt.reconstruct(model, [data(64, 32)], "2:4", progress=False)
+    assert [module.training for module in model.modules()] == [True, False, True, True]
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("batches", "options"),
+    [
+        ([data(64, 32)], {}),
+        ([(data(64, 32), torch.zeros(64))], {}),
+        ([[data(64, 32)]], {}),
+        ([{"input": data(64, 32)}], {}),
+        (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data(64, 32)), batch_size=16), {}),
+        ([(0, data(64, 32))], {"forward": lambda model, batch: model(batch[1])}),
+    ],
+)
+def test_batches_come_in_many_forms(batches, options):
+    reference = two_layers()
+    model, other = copy.deepcopy(reference), copy.deepcopy(reference)
+    tmt.reconstruct(model, batches, "2:4", progress=False, **options)
+    tmt.reconstruct(other, [data(64, 32)], "2:4", progress=False)
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+class Unreached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(32, 8), nn.Linear(32, 8)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+@pytest.mark.parametrize(
+    ("make", "calibration", "options", "text"),
+    [
+        (two_layers, [], {}, "`calibration` must hold at least one batch, got none"),
+        (two_layers, [torch.ones(4, 31)], {}, r"must hold batches that the model can run on, got batch 0, of shape"),
+        (two_layers, [data(8, 32), torch.ones(4, 31)], {"sequential": False}, r"got batch 1, of shape \(4, 31\)"),
+        (two_layers, [data(8, 32), torch.ones(4, 31)], {}, r"got batch 1, of shape \(4, 31\), on which it fails: mat1"),
+        (two_layers, [{"inputs": data(8, 32)}], {}, "got batch 0, a dict, on which it fails: "),
+        (two_layers, iter([data(8, 32)]), {}, "`calibration` must allow to go through it again, got a list_iterator"),
+        (two_layers, data(8, 32), {}, "`calibration` must be an iterable of batches, got Tensor. Pass \\[batch\\]"),
+        (
+            two_layers,
+            [data(8, 32) * float("inf")],
+            {},
+            "must give finite activations, got NaN or infinite inputs of 0",
+        ),
+        (Unreached, [data(8, 32)], {}, "must reach every layer, got no input for unused.weight. Leave it out"),
+        (two_layers, [data(8, 32)], {"pattern": "64:128"}, "must have a weight that can take '64:128', got none"),
+        (two_layers, [data(8, 32)], {"method": "adaprun"}, "`method` must be one of .* Did you mean 'adaprune'?"),
+        (two_layers, [data(8, 32)], {"method": 3}, "`method` must be a name or a ReconstructionMethod, got 3"),
+        (two_layers, [data(8, 32)], {"scores": "wand"}, "`scores` must be one of .* Did you mean 'wanda'?"),
+        (two_layers, [data(8, 32)], {"scores": 3}, "`scores` must be 'magnitude', 'wanda' or a callable, got 3"),
+        (two_layers, [data(8, 32)], {"scores": lambda w, g: 3}, "`scores` must return a torch.Tensor, got int for 0.w"),
+        (two_layers, [data(8, 32)], {"scores": lambda w, g: w[1:]}, r"`scores` must return the shape of the weight"),
+        (two_layers, [data(8, 32)], {"scores": lambda w, g: w / 0}, "`0.weight` must be finite"),
+        (two_layers, [data(8, 32)], {"pattern": {}}, "`pattern` must name at least one weight, got an empty mapping"),
+        (two_layers, [data(8, 32)], {"pattern": {"0.weight": "2:4"}, "skip_ends": True}, "must be left out where"),
+        (two_layers, [data(8, 32)], {"pattern": {"1.weight": "2:4"}}, "`layers` must name parameters or modules"),
+        (lambda: nn.MultiheadAttention(8, 2), [data(8, 8)], {}, "inside MultiheadAttention, where its inputs cannot"),
+        (
+            lambda: nn.ConvTranspose1d(8, 8, 2),
+            [data(8, 8)],
+            {"allow": ("transposed",)},
+            "neither a linear layer nor a convolution",
+        ),
+    ],
+)
+def test_bad_input_gets_one_error_and_leaves_the_model_as_it_was(make, calibration, options, text):
+    torch.manual_seed(0)
+    model = make()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(tm.TransmaskError, match=text) as caught:
+        tmt.reconstruct(model, calibration, **{"pattern": "2:4", "progress": False, **options})
+    assert "\n" not in str(caught.value)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_an_interruption_leaves_the_model_as_it_was():
+    model = nn.Sequential(two_layers(), nn.BatchNorm1d(16))
+    before = copy.deepcopy(model.state_dict())
+    calls = []
+
+    def forward(net, batch):
+        calls.append(batch)
+        if len(calls) == 4:  # both layers have been refitted by then
+            raise KeyboardInterrupt
+        net(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        tmt.reconstruct(model, [data(8, 32)], "2:4", forward=forward, progress=False)
+    assert len(calls) == 4
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: tmt.LeastSquares(ridge=-1.0), "`ridge` must be finite and at least 0, got -1.0"),
+        (lambda: tmt.AdaPrune(max_iterations=0), "`max_iterations` must be at least 1, got 0"),
+        (lambda: tmt.AdaPrune(max_iterations=1.5), "`max_iterations` must be an integer, got 1.5"),
+        (lambda: tmt.AdaPrune(learning_rate=0.0), "`learning_rate` must be positive and finite, got 0.0"),
+        (lambda: tmt.AdaPrune(bias_learning_rate=float("nan")), "`bias_learning_rate` must be positive and finite"),
+    ],
+)
+def test_options_of_methods_are_checked(make, text):
+    with pytest.raises(tm.TransmaskError, match=text):
+        make()
+
+
+def test_each_weight_may_have_its_own_pattern():
+    model = nn.Sequential(two_layers(), nn.Linear(16, 8))
+    report = tmt.reconstruct(model, [data(64, 32)], {"0.2.weight": "1:4", "1.weight": "2:4"}, progress=False)
+    assert [(fit.name, str(fit.pattern)) for fit in report.fits] == [("0.2.weight", "1:4"), ("1.weight", "2:4")]
+    assert dict(report.left)["0.0.weight"] == "not in `layers`"
+    assert (model[0][0].weight != 0).all()
+    assert float((model[0][2].weight != 0).float().mean()) == 0.25
+
+
+def test_the_report_prints_as_a_table():
+    text = str(tmt.reconstruct(two_layers(), [data(64, 32)], "2:4", progress=False)).splitlines()
+    assert [line.split()[:2] for line in text] == [
+        ["+", "0.weight"],
+        ["+", "2.weight"],
+        ["-", "0.bias"],
+        ["-", "2.bias"],
+    ]
+    assert " -> " in text[0]
+
+
+def test_plain_patterns_and_half_precision():
+    model = two_layers().to(torch.bfloat16)
+    report = tmt.reconstruct(model, [data(128, 32).bfloat16()], "2:4", transposable=False, progress=False)
+    assert model[0].weight.dtype == torch.bfloat16
+    assert ((model[0].weight != 0).reshape(-1, 4).sum(1) == 2).all()
+    assert all(fit.error_fitted < fit.error_masked for fit in report.fits)
