@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.sparse import SparseSemiStructuredTensor
 from torch.sparse import to_sparse_semi_structured as compress
 
@@ -49,22 +49,20 @@ def to_sparse_semi_structured(
     --------
     pack : The same format in numpy, on any machine.
     """
-    choices = []
-    compressed: dict[nn.Module, SparseSemiStructuredTensor] = {}
-    for choice in select_weights(model, _PATTERN, transposable=transpose, layers=layers):
-        refusal = _refusal(choice, transpose) if choice.taken else ""
-        if choice.taken and not refusal:
-            compressed[choice.module] = _compress(choice, transpose)
-        choices.append(choice.refused(refusal) if refusal else choice)
+    report = select_weights(model, _PATTERN, transposable=transpose, layers=layers)
+    refusals = {choice.name: _refusal(choice, transpose) for choice in report.taken}
+    compressed = {choice.module: _compress(choice, transpose) for choice in report.taken if not refusals[choice.name]}
     if not compressed:
-        reasons = "; ".join(f"{choice.name}: {choice.reason}" for choice in choices[:8])
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(refusals.items())[:8])
         raise InvalidArgumentError(
             f"`model` must have a linear layer for sparse tensor cores, got none: {reasons}. "
             "transmask.torch.pack packs 2:4 weights on any machine."
         )
     for module, sparse in compressed.items():
         module.weight = nn.Parameter(sparse, requires_grad=False)
-    return SelectionReport(choices)
+    return SelectionReport(
+        choice.refused(refusals[choice.name]) if refusals.get(choice.name) else choice for choice in report
+    )
 
 
 def _refusal(choice: WeightChoice, transpose: bool) -> str:
@@ -72,16 +70,24 @@ def _refusal(choice: WeightChoice, transpose: bool) -> str:
     if type(choice.module) is not nn.Linear:
         return f"a {type(choice.module).__name__}, no linear layer"
     weight = choice.module.weight
-    if weight.device.type != "cuda":
-        return f"on {weight.device}, where torch has no sparse tensor cores"
-    capability = torch.cuda.get_device_capability(weight.device)
-    if capability < _FIRST_CAPABILITY:
-        return f"on a device of compute capability {'.'.join(map(str, capability))}, older than 8.0"
+    refusal = _device_refusal(weight)
+    if refusal:
+        return refusal
     if weight.dtype not in (torch.float16, torch.bfloat16):
         return f"dtype {weight.dtype}, neither float16 nor bfloat16"
     report = check_mask((weight.detach() != 0).cpu(), _PATTERN)
     if report.row_violations or (transpose and report.column_violations):
         return f"not 2:4: {report.first_offender}"
+    return ""
+
+
+def _device_refusal(weight: Tensor) -> str:
+    """Say why a device cannot do it; empty if it can."""
+    if weight.device.type != "cuda":
+        return f"on {weight.device}, where torch has no sparse tensor cores"
+    capability = torch.cuda.get_device_capability(weight.device)
+    if capability < _FIRST_CAPABILITY:
+        return f"on a device of compute capability {'.'.join(map(str, capability))}, older than 8.0"
     return ""
 
 
