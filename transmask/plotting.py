@@ -97,7 +97,7 @@ def plot_mask(mask: ArrayLike, m: int, ax: Axes | None = None, *, weights: Array
     colours = ListedColormap([BLUE]) if weights is None else "viridis_r"
     mesh = ax.pcolormesh(np.ma.masked_where(~kept, shades), cmap=colours, vmin=0, vmax=float(shades.max()) or 1.0)
     if weights is not None:
-        ax.figure.colorbar(mesh, ax=ax, label="magnitude of the kept weights")
+        ax.figure.colorbar(mesh, ax=ax, shrink=0.85, label="magnitude of the kept weights")
     if kept.size <= _CELLS_DRAWN:
         ax.vlines(range(columns + 1), 0, rows, colors="white", linewidth=0.8)
         ax.hlines(range(rows + 1), 0, columns, colors="white", linewidth=0.8)

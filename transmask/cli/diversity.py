@@ -1,0 +1,163 @@
+"""``transmask diversity``: how many masks each structure allows, exactly and by the published formula."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import InvalidArgumentError, unknown_choice
+from ..pattern import Pattern
+from ._figure import check_plot, save_plot
+from ._options import JsonOption
+from ._output import Column, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from .._structure import Structure
+    from ..diversity import MaskDiversity
+
+__all__ = ["diversity"]
+
+KINDS = ("unstructured", "nm", "transposable", "at_most", "block", "channel")
+MAX_JSON_DIGITS = 4299
+"""Longer integers are left out of the JSON: Python itself refuses to read them as text."""
+
+
+def _number(found: MaskDiversity | None) -> str:
+    """Format a number of masks: all digits below 10^15, else four."""
+    if found is None:
+        return "-"
+    if found.log2_count < math.log2(1e15) and found.count is not None:
+        return f"{found.count:,}"
+    digits, fraction = divmod(found.log2_count * math.log10(2), 1.0)
+    mantissa = f"{10.0**fraction:.3f}"
+    if mantissa == "10.000":
+        mantissa, digits = "1.000", digits + 1
+    return f"{'~' if found.log2_error else ''}{mantissa}e+{digits:.0f}"
+
+
+def _bits(found: MaskDiversity | None) -> str:
+    return "-" if found is None else f"{found.bits_per_weight:.4f}"
+
+
+COLUMNS = (
+    Column("structure", "structure"),
+    Column("exact", "masks", _number, right=True),
+    Column("exact", "bits/weight", _bits, right=True),
+    Column("paper", "paper's masks", _number, right=True),
+    Column("paper", "bits/weight", _bits, right=True),
+)
+
+
+def diversity(
+    patterns: Annotated[
+        list[str], typer.Argument(metavar="N:M...", help="N entries kept of every M, such as 2:4 4:8.")
+    ],
+    shape: Annotated[
+        str | None,
+        typer.Option("--shape", metavar="RxC", help="Of the matrix. Default: the smallest square every M divides."),
+    ] = None,
+    structures: Annotated[
+        str,
+        typer.Option(
+            "--structures",
+            metavar="A,B,...",
+            help="Of each pattern or its density: unstructured, nm (rows alone), transposable, at_most (transposable "
+            "with at most N), block (M x M tiles), channel (rows).",
+        ),
+    ] = "unstructured,nm,transposable",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="OUT", help="Draw bits per weight, as .png, .svg or .pdf.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Count the masks that sparsity structures allow: mask diversity, exact and by the formula of the paper.
+
+    The paper is Hubara et al. 2021. Its formula over-counts transposable masks; a dash means that it has none.
+    """
+    from ..diversity import mask_diversity
+
+    if plot is not None:
+        check_plot(plot)
+    chosen = list(dict.fromkeys(map(Pattern.parse, patterns)))
+    sides = (math.lcm(*(pattern.m for pattern in chosen)),) * 2 if shape is None else _parse_shape(shape)
+    made = dict.fromkeys(structure for kind in _parse_kinds(structures) for structure in _make(kind, chosen))
+    found = [(mask_diversity(structure, sides), _by_the_paper(structure, sides)) for structure in made]
+    if plot is not None:
+        _draw(found, plot)
+    if as_json:
+        records = [_record(exact) | {"hubara2021": None if paper is None else _record(paper)} for exact, paper in found]
+        print_json({"shape": list(sides), "structures": records})
+        return
+    rows = [{"structure": exact.structure, "exact": exact, "paper": paper} for exact, paper in found]
+    print_table(rows, COLUMNS, title=f"number of masks for {sides[0]} x {sides[1]} entries")
+    if any(exact.log2_error for exact, _ in found):
+        print_line()
+        print_line("~ by an asymptotic formula; its error, measured at M = 16, is below 0.05 bits a block")
+    if plot is not None:
+        print_line(f"wrote {plot}")
+
+
+def _parse_shape(text: str) -> tuple[int, int]:
+    """Read "RxC"."""
+    rows, cross, columns = text.partition("x")
+    if not cross or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in (rows, columns)):
+        raise InvalidArgumentError(f"`shape` must read 'RxC', rows and columns, got {text!r}. For example '8x8'.")
+    return int(rows), int(columns)
+
+
+def _parse_kinds(text: str) -> list[str]:
+    """Read a list of kinds of structures."""
+    kinds = [kind.strip() for kind in text.split(",")]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown_choice("structures", kind, KINDS)
+    return kinds
+
+
+def _make(kind: str, patterns: list[Pattern]) -> list[Structure]:
+    """Make the structure of a kind for every pattern, or of its density."""
+    from ..structures import NM, Block, Channel, Transposable, Unstructured
+
+    makers: dict[str, Callable[[Pattern], Structure]] = {
+        "unstructured": lambda pattern: Unstructured(pattern.density),
+        "nm": lambda pattern: NM(pattern.n, pattern.m),
+        "transposable": lambda pattern: Transposable(pattern.n, pattern.m),
+        "at_most": lambda pattern: Transposable(pattern.n, pattern.m, "at_most"),
+        "block": lambda pattern: Block((pattern.m, pattern.m), pattern.density),
+        "channel": lambda pattern: Channel(pattern.density),
+    }
+    return [makers[kind](pattern) for pattern in patterns]
+
+
+def _by_the_paper(structure: Structure, shape: tuple[int, int]) -> MaskDiversity | None:
+    """Count as the paper does, where it has a formula."""
+    from ..diversity import mask_diversity
+
+    try:
+        return mask_diversity(structure, shape, method="hubara2021")
+    except InvalidArgumentError:
+        return None
+
+
+def _record(found: MaskDiversity) -> dict[str, Any]:
+    """Describe a diversity for machines; the integer as text, because many readers round long ones."""
+    count = found.count if found.log2_count < MAX_JSON_DIGITS * math.log2(10) else None
+    return {
+        "structure": found.structure,
+        "count": None if count is None else str(count),
+        "log2_count": found.log2_count,
+        "log2_error": found.log2_error,
+        "bits_per_weight": found.bits_per_weight,
+    }
+
+
+def _draw(found: list[tuple[MaskDiversity, MaskDiversity | None]], path: Path) -> None:
+    """Draw bits per weight into a file."""
+    from ..plotting import plot_diversity
+
+    shown = [exact for exact, _ in found] + [paper for _, paper in found if paper is not None]
+    save_plot(lambda ax: plot_diversity(shown, ax), path, height=1.2 + 0.5 * len(found))
