@@ -1,0 +1,93 @@
+"""Rank the entries of every row and every column of many blocks at once.
+
+The rank of an entry in a line is the number of entries of that line which come before it: the heavier ones, and of
+equal ones those with the smaller index. Counting takes M comparisons an entry, more than sorting does, but no branch:
+LANES blocks stand side by side, one in each lane, and every comparison is one vector instruction for many of them.
+"""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from ._jit import kernel
+
+__all__ = ["LANES", "MAX_RANKED_M", "from_lanes", "rank_lines"]
+
+LANES = 1 if numba.config.DISABLE_JIT else 64  # bytes in the widest vector; interpreted, lanes only cost
+MAX_RANKED_M = 64  # 64 blocks of float32 are then 1 MB, and sorting them would soon be faster
+
+
+@kernel
+def rank_lines(scores):
+    """Rank every entry in its row and in its column.
+
+    Parameters
+    ----------
+    scores : ndarray of float32 or float64, shape (B, M, M)
+        Without NaN; M at most MAX_RANKED_M.
+
+    Returns
+    -------
+    row_ranks, column_ranks : ndarray of uint8, shape (ceil(B / LANES), M, M, LANES)
+        Block b is lane b % LANES of group b // LANES. The lanes left over rank zeros.
+    """
+    count, m, _ = scores.shape
+    groups = (count + LANES - 1) // LANES
+    row_ranks = np.zeros((groups, m, m, LANES), np.uint8)
+    column_ranks = np.zeros((groups, m, m, LANES), np.uint8)
+    lanes = np.zeros((m, m, LANES), scores.dtype)
+    for group in range(groups):
+        first = group * LANES
+        in_use = min(LANES, count - first)
+        if in_use < LANES:
+            lanes[:] = 0
+        for lane in range(in_use):
+            for i in range(m):
+                for j in range(m):
+                    lanes[i, j, lane] = scores[first + lane, i, j]
+        _rank_group(lanes, row_ranks[group], column_ranks[group])
+    return row_ranks, column_ranks
+
+
+@kernel
+def _rank_group(lanes, row_ranks, column_ranks):
+    """Of each pair of entries in a line, count one up: that which comes later."""
+    m = lanes.shape[0]
+    for i in range(m):
+        for j in range(m):
+            for k in range(j):
+                for lane in range(LANES):
+                    before = lanes[i, k, lane] >= lanes[i, j, lane]
+                    row_ranks[i, j, lane] += before
+                    row_ranks[i, k, lane] += not before
+            for k in range(i):
+                for lane in range(LANES):
+                    before = lanes[k, j, lane] >= lanes[i, j, lane]
+                    column_ranks[i, j, lane] += before
+                    column_ranks[k, j, lane] += not before
+
+
+@kernel
+def from_lanes(kept, count):
+    """Put the masks of blocks in lanes one after the other.
+
+    Parameters
+    ----------
+    kept : ndarray of bool, shape (G, M, M, LANES)
+    count : int
+        Number of blocks, at most G * LANES.
+
+    Returns
+    -------
+    ndarray of bool, shape (count, M, M)
+    """
+    m = kept.shape[1]
+    mask = np.empty((count, m, m), np.bool_)
+    for block in range(count):
+        for i in range(m):
+            for j in range(m):
+                mask[block, i, j] = kept[block // LANES, i, j, block % LANES]
+    return mask
