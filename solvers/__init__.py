@@ -13,19 +13,23 @@ from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ._base import Solver, SolverInfo
 
 if TYPE_CHECKING:
+    from .entropic import Entropic
     from .enumeration import Enumeration
     from .greedy import Greedy
     from .milp import Milp
     from .min_cost_flow import MinCostFlow
     from .network_simplex import NetworkSimplex
+    from .primal_dual import PrimalDual
     from .two_approximation import TwoApproximation
 
 __all__ = [
+    "Entropic",
     "Enumeration",
     "Greedy",
     "Milp",
     "MinCostFlow",
     "NetworkSimplex",
+    "PrimalDual",
     "Solver",
     "SolverInfo",
     "TwoApproximation",
@@ -40,6 +44,10 @@ BOTH: tuple[Constraint, ...] = ("exactly", "at_most")
 TABLE = {
     info.name: info
     for info in (
+        SolverInfo(
+            "primal_dual", "PrimalDual", "exact", BOTH, 64, "numba",
+            "Bertsekas 1998, Network Optimization, chapters 3 and 6; Hubara et al. 2021, section 3, for the flow",
+        ),
         SolverInfo(
             "enumeration", "Enumeration", "exact", BOTH, 8, "numpy",
             "Hu et al. 2024, Accelerating Transformer Pre-training with 2:4 Sparsity, section 5.1",
@@ -64,6 +72,10 @@ TABLE = {
             "two_approximation", "TwoApproximation", "pruned <= 2 x optimum", BOTH, None, "numba",
             "Hubara et al. 2021, Accelerated Sparse Neural Training, algorithm 1",
         ),
+        SolverInfo(
+            "entropic", "Entropic", "none", BOTH, None, "numba",
+            "Meng et al. 2025, TSENOR: Highly-Efficient Algorithm for Finding Transposable N:M Sparse Masks",
+        ),
     )
 }  # fmt: skip
 
@@ -80,7 +92,7 @@ def list_solvers() -> tuple[SolverInfo, ...]:
     Examples
     --------
     >>> [info.name for info in list_solvers() if info.guarantee == "exact"]
-    ['enumeration', 'min_cost_flow', 'network_simplex', 'milp']
+    ['primal_dual', 'enumeration', 'min_cost_flow', 'network_simplex', 'milp']
     """
     return tuple(TABLE.values())
 
@@ -91,7 +103,7 @@ def exact_solvers(pattern: Pattern, constraint: Constraint) -> list[str]:
     Examples
     --------
     >>> exact_solvers(Pattern(8, 16), "exactly")
-    ['min_cost_flow', 'network_simplex', 'milp']
+    ['primal_dual', 'min_cost_flow', 'network_simplex', 'milp']
     """
     return [
         info.name
@@ -119,11 +131,11 @@ def choose_solver(pattern: PatternLike, constraint: str = "exactly") -> str:
 
     Examples
     --------
-    >>> choose_solver("2:4"), choose_solver("8:16")
-    ('enumeration', 'min_cost_flow')
+    >>> choose_solver("2:4"), choose_solver("64:128")
+    ('primal_dual', 'min_cost_flow')
     """
     as_constraint(constraint)
-    return "enumeration" if Pattern.of(pattern).m <= 4 else "min_cost_flow"
+    return "primal_dual" if Pattern.of(pattern).m <= (TABLE["primal_dual"].max_m or 0) else "min_cost_flow"
 
 
 def as_solver(solver: str | Solver, pattern: Pattern, constraint: Constraint) -> Solver:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
-from typing import TypeVar
+from itertools import chain, islice
+from threading import Lock, Thread
+from typing import TypeVar, cast
 
 from .errors import InvalidArgumentError, InvalidTypeError
 
@@ -16,6 +16,8 @@ __all__ = ["ENVIRONMENT_VARIABLE", "resolve_threads", "run_parallel"]
 ENVIRONMENT_VARIABLE = "TRANSMASK_NUM_THREADS"
 
 Work = TypeVar("Work")
+
+_END = object()
 
 
 def resolve_threads(threads: int | None) -> int:
@@ -65,8 +67,8 @@ def resolve_threads(threads: int | None) -> int:
 def run_parallel(function: Callable[[Work], object], items: Iterable[Work], threads: int) -> None:
     """Call `function` on every item, on at most `threads` threads.
 
-    Threads live as long as the call, so that a fork, a pool of the caller's or a second caller meets none of ours.
-    An exception of any item is raised here once the threads have stopped.
+    The calling thread works too. The others live as long as the call, so that a fork, a pool of the caller's or a
+    second caller meets none of ours. After an exception, or Ctrl-C, no further item is begun, and it is raised here.
 
     Parameters
     ----------
@@ -77,21 +79,31 @@ def run_parallel(function: Callable[[Work], object], items: Iterable[Work], thre
     threads : int
         1 runs everything in the calling thread.
     """
-    if threads == 1:
-        for item in items:
+    queue = iter(items)
+    first = list(islice(queue, 2))
+    if threads == 1 or len(first) < 2:
+        for item in chain(first, queue):
             function(item)
         return
-    work = iter(items)
-    first = list(islice(work, threads))
-    if len(first) < 2:
-        for item in first:
-            function(item)
-        return
-    pool = ThreadPoolExecutor(threads)
-    try:
-        futures = [pool.submit(function, item) for item in first]
-        futures += [pool.submit(function, item) for item in work]
-        for future in futures:
-            future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C, what has not begun never will
+    queue, lock = chain(first, queue), Lock()
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while not errors:
+                with lock:
+                    item = next(queue, _END)
+                if item is _END:
+                    return
+                function(cast(Work, item))
+        except BaseException as error:
+            errors.append(error)
+
+    others = [Thread(target=work, name=f"transmask-{index}") for index in range(1, threads)]
+    for thread in others:
+        thread.start()
+    work()
+    for thread in others:
+        thread.join()
+    if errors:
+        raise errors[0]

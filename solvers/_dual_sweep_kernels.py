@@ -1,0 +1,202 @@
+"""Half a sweep of alternating dual minimisation, for LANES blocks at once.
+
+Scores and duals are int32, in an array [row, column, lane]: lane l of every vector belongs to one block, so that one
+instruction works on LANES blocks and nothing is ever moved between lanes. Integers, because a minimum or a maximum of
+int32 costs half of what it costs in float32 (measured: 17 against 30 ns for half a sweep of a 16 x 16 block), and
+because they make the proof of optimality exact.
+
+For a line (a row, or a column) let x_j = score_j - other_j, and let hi and lo be the N-th and the (N+1)-th largest. The
+bound is least for any dual of this line in [lo, hi]. The new dual is
+
+    middle + RELAXATION * (middle - old),    middle = (hi + lo) / 2
+
+Going beyond the middle, as successive over-relaxation does, cuts the mean number of half sweeps from 17 to 12 for 8:16
+and from 37 to 20 for 16:32 (Gaussian blocks). A line is *settled* at a dual strictly between lo and hi: thresholding
+there keeps exactly N. Every lane has a floor under its duals; a line is also settled at the floor when lo <= floor. A
+floor of 0 is what "at_most" asks for, a floor of -LARGEST_DUAL is none.
+"""
+
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+from ._selection_network import selection_network
+
+__all__ = ["LANES", "LARGEST_DUAL", "LOW", "half_sweep"]
+
+LANES = 16  # one AVX-512 register, or two of AVX2, of int32
+
+LARGEST_DUAL = 1 << 29  # duals are clamped to this, so that no sum or difference of two of them and a score overflows
+
+LOW = 1 << 22  # duals below this use so few of the 28 bits of a score that rounding it would cause ties
+
+
+def relaxation_shifts(m):
+    """Return the over-relaxation as right shifts to be summed: 0, 1/8, 3/8 or 1/2.
+
+    Chosen by the mean number of half sweeps on Gaussian blocks at N = M / 2, and flat around the choice.
+    """
+    if m <= 5:
+        return ()
+    if m <= 10:
+        return (3,)
+    return (2, 3) if m <= 40 else (1,)
+
+
+def half_sweep(scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token):
+    """Update the duals of all lines of one direction.
+
+    Parameters
+    ----------
+    scores : ndarray of int32, shape (M * M * LANES,)
+        At ((line * line_stride) + (entry * entry_stride)) * LANES + lane.
+    line_stride, entry_stride : int
+        (M, 1) for rows, (1, M) for columns.
+    others : ndarray of int32, shape (M * LANES,)
+        Duals of the other direction.
+    duals : ndarray of int32, shape (M * LANES,)
+        Duals of this direction; updated.
+    middles : ndarray of int32, shape (M * LANES,)
+        Overwritten with the middles, at which every line is settled that was settled at its old dual.
+    floors : ndarray of int32, shape (LANES,)
+        The least value of a dual of each lane.
+    m_token, n_token : tuple
+        Their lengths, which the compiler sees, are M and N.
+
+    Returns
+    -------
+    int
+        Bit l: the old duals were settled in all lines of lane l. Bit LANES + l: the new ones are. Bit 2 * LANES + l: at
+        least two lines of lane l have hi == lo > floor. Bit 3 * LANES + l: all middles of lane l are below LOW.
+    """
+    m, n = len(m_token), len(n_token)
+    grid = scores.reshape(m, m, LANES)
+    if line_stride == 1:
+        grid = grid.swapaxes(0, 1)
+    ordered = np.sort(grid - others.reshape(1, m, LANES), axis=1)
+    hi, lo = ordered[:, m - n], ordered[:, m - n - 1]
+    old = duals.reshape(m, LANES).copy()
+    middle = np.maximum((hi + lo) >> 1, floors)
+    new = middle.copy()
+    for shift in relaxation_shifts(m):
+        new += (middle - old) >> shift
+    new = np.minimum(np.maximum(new, floors), LARGEST_DUAL)
+    duals.reshape(m, LANES)[:] = new
+    middles.reshape(m, LANES)[:] = middle
+    flags = 0
+    for position, point in enumerate((old, new)):
+        settled = (lo < point) & (point < hi) | (point == floors) & (lo <= floors)
+        flags |= sum(1 << (position * LANES + int(lane)) for lane in np.flatnonzero(settled.all(axis=0)))
+    tied = ((hi == lo) & (hi > floors)).sum(axis=0) >= 2
+    low = (middle < LOW).all(axis=0)
+    for position, lanes in ((2, tied), (3, low)):
+        flags |= sum(1 << (position * LANES + int(lane)) for lane in np.flatnonzero(lanes))
+    return flags - (1 << 64) if flags >> 63 else flags
+
+
+@overload(half_sweep)
+def _half_sweep(scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token):
+    def implementation(scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token):
+        return _vector_half_sweep(scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token)
+
+    return implementation
+
+
+@intrinsic
+def _vector_half_sweep(
+    typing_context, scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token
+):
+    def generate(context, builder, signature, arguments):
+        pointers = [
+            context.make_array(signature.args[index])(context, builder, arguments[index]).data
+            for index in (0, 3, 4, 5, 6)
+        ]
+        return _HalfSweep(builder, len(m_token), len(n_token)).emit(*pointers, *arguments[1:3])
+
+    signature = types.int64(scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token)
+    return signature, generate
+
+
+class _HalfSweep:
+    """Emit `half_sweep` as LLVM vector instructions."""
+
+    def __init__(self, builder, m, n):
+        self.builder, self.m, self.n = builder, m, n
+        self.vector = ir.VectorType(ir.IntType(32), LANES)
+        self.bits = ir.VectorType(ir.IntType(1), LANES)
+
+    def constant(self, value):
+        return ir.Constant(self.vector, [value] * LANES)
+
+    def load(self, pointer, index):
+        loaded = self.builder.load(self.builder.gep(pointer, [index]))
+        loaded.align = 64
+        return loaded
+
+    def store(self, vector, pointer, index):
+        self.builder.store(vector, self.builder.gep(pointer, [index])).align = 64
+
+    def extreme(self, kind, first, second):
+        order = self.builder.icmp_signed(">" if kind == "max" else "<", first, second)
+        return self.builder.select(order, first, second)
+
+    def select_pair(self, entries):
+        operations, nth, following = selection_network(self.n, self.m)
+        values = dict(enumerate(entries))
+        for kind, target, first, second in operations:
+            values[target] = self.extreme(kind, values[first], values[second])
+        return values[nth], values[following]
+
+    def settled(self, lo, point, hi, floor):
+        both, compare = self.builder.and_, self.builder.icmp_signed
+        inside = both(compare("<", lo, point), compare("<", point, hi))
+        return self.builder.or_(inside, both(compare("==", point, floor), compare("<=", lo, floor)))
+
+    def update(self, old, hi, lo, floor):
+        builder = self.builder
+        middle = self.extreme("max", builder.ashr(builder.add(hi, lo), self.constant(1)), floor)
+        new = middle
+        for shift in relaxation_shifts(self.m):
+            new = builder.add(new, builder.ashr(builder.sub(middle, old), self.constant(shift)))
+        return middle, self.extreme("min", self.extreme("max", new, floor), self.constant(LARGEST_DUAL))
+
+    def emit(self, scores, others, duals, middles, floors, line_stride, entry_stride):
+        builder, index = self.builder, ir.IntType(64)
+        scores, others, duals, middles, floors = (
+            builder.bitcast(pointer, self.vector.as_pointer()) for pointer in (scores, others, duals, middles, floors)
+        )
+        floor = self.load(floors, ir.Constant(index, 0))
+        all_bits = ir.Constant(self.bits, [1] * LANES)
+        before, after = (cgutils.alloca_once_value(builder, all_bits) for _ in range(2))
+        ties = cgutils.alloca_once_value(builder, self.constant(0))
+        highest = cgutils.alloca_once_value(builder, self.constant(-LARGEST_DUAL))
+        with cgutils.for_range(builder, ir.Constant(index, self.m)) as loop:
+            start = builder.mul(loop.index, line_stride)
+            entries = []
+            for entry in range(self.m):
+                place = ir.Constant(index, entry)
+                score = self.load(scores, builder.add(start, builder.mul(entry_stride, place)))
+                entries.append(builder.sub(score, self.load(others, place)))
+            hi, lo = self.select_pair(entries)
+            old = self.load(duals, loop.index)
+            middle, new = self.update(old, hi, lo, floor)
+            self.store(new, duals, loop.index)
+            self.store(middle, middles, loop.index)
+            for flags, point in ((before, old), (after, new)):
+                builder.store(builder.and_(builder.load(flags), self.settled(lo, point, hi, floor)), flags)
+            builder.store(self.extreme("max", builder.load(highest), middle), highest)
+            tie = builder.and_(builder.icmp_signed("==", hi, lo), builder.icmp_signed(">", hi, floor))
+            builder.store(builder.add(builder.load(ties), builder.zext(tie, self.vector)), ties)
+        tied = builder.icmp_signed(">=", builder.load(ties), self.constant(2))
+        low = builder.icmp_signed("<", builder.load(highest), self.constant(LOW))
+        packed = ir.Constant(index, 0)
+        for position, flags in enumerate((builder.load(before), builder.load(after), tied, low)):
+            mask = builder.zext(builder.bitcast(flags, ir.IntType(LANES)), index)
+            packed = builder.or_(packed, builder.shl(mask, ir.Constant(index, position * LANES)))
+        return packed

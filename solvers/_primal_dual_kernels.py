@@ -1,0 +1,313 @@
+"""Phase 1 of `primal_dual`: keep LANES blocks in flight, and refill a lane as soon as its block is done.
+
+Blocks are addressed in place, as rows of M contiguous entries in a flat view of the caller's memory. Nothing is copied
+but the M * M scores of the blocks in flight.
+
+A block is done when its row duals and its column duals are settled at once (`half_sweep`): thresholding the integer
+scores q keeps exactly N in every line, and no q equals the sum u + v of its duals. Because q - 1 < scaled score <= q,
+and all are integers, the true scores lie on the same side of u + v: the mask is optimal for them, and it is the only
+one.
+
+"at_most" asks for u, v >= 0 as well. A block is first solved as "exactly"; if a shift (u + c, v - c) makes all its
+duals non-negative, the same mask is optimal for "at_most". Otherwise, and where scores tie, the sweeps go on with a
+floor of 0 under the duals.
+
+A block whose thresholds are tiny beside its largest score is *zoomed*: scaled up, with the larger scores capped. It is
+finished only if all capped scores are kept, so that their true values, which are larger, would be kept as well.
+
+A block whose scores tie is never done. It is found by its ties, gets a small fixed perturbation, and when the perturbed
+block is done phase 2 proves or improves its mask on the true scores. Phase 2 also takes over from the few blocks that
+are not done after a number of half sweeps.
+"""
+
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ._dual_sweep_kernels import LANES, LARGEST_DUAL, half_sweep
+from ._jit import kernel
+from ._lane_kernels import SCORE_BITS, largest_magnitude, load_lane, prepare_repair, scale_shift, store_mask
+from ._repair_kernels import REPAIR_BITS, repair_block, repair_workspace
+
+__all__ = ["solve_span"]
+
+ALL_LANES = (1 << LANES) - 1
+
+# Rows of the table of lanes: where a block starts in the four arrays, and its state
+WEIGHTS_AT, MASK_AT, U_AT, V_AT, SHIFT, BORN, STAGE = range(7)
+
+# Stages of a block, and how an attempt to finish it ends
+PLAIN, FLOORED, PERTURBED = range(3)
+FINISHED, NEEDS_FLOOR, UNSOUND = range(3)
+
+ZOOMED_BITS = 26  # thresholds of zoomed blocks; leaves two bits before scores are capped
+LARGEST_START = float(1 << 56)
+
+
+@kernel
+def solve_span(
+    weights,
+    mask,
+    u_flat,
+    v_flat,
+    layout,
+    first,
+    last,
+    scratch,
+    noise,
+    at_most,
+    warm,
+    limit,
+    m_token,
+    n_token,
+    size_token,
+):
+    """Solve the blocks `first` to `last` - 1 of a grid.
+
+    Parameters
+    ----------
+    weights : ndarray of float32 or float64, one axis
+        Flat view of the caller's memory. Finite.
+    mask : ndarray of bool, one axis
+        Flat view of the memory of the answer. Written.
+    u_flat, v_flat : ndarray of float64, one axis
+        Flat views of the memory of the duals: read for a warm start, and written. Empty if they are not wanted.
+    layout : ndarray of int64, shape (5, 4)
+        Row 0: Br, Bc, 0, 0. Rows 1 to 4, for weights, mask, u and v, in entries: the strides of the matrices, of the
+        block rows, of the block columns, and of the rows of a block (weights, mask) or of its duals.
+    first, last : int
+    scratch : ndarray of int32, shape ((M * M + 3 * M + 1) * LANES,), aligned to 64 bytes
+    noise : ndarray of int32, shape (2 * M * M,)
+        The perturbation of tied blocks, then as many zeros.
+    at_most, warm : bool
+    limit : int
+        Half sweeps after which phase 2 takes over.
+    m_token, n_token, size_token : tuple
+        Their lengths are M, N and M + 1.
+    """
+    m = len(m_token)
+    entries, lines = m * m * LANES, m * LANES
+    scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
+    middles, floors = scratch[entries + 2 * lines : entries + 3 * lines], scratch[entries + 3 * lines :]
+    scratch[:] = 0
+    lanes = np.zeros((7, LANES), np.int64)
+    workspace = repair_workspace(m + 1)
+    settled, busy, zoomed, fresh, coming, half_sweeps, expiry = 0, 0, 0, 0, first, 0, limit
+    while busy or zoomed or coming < last:
+        if busy != ALL_LANES and (zoomed or coming < last):
+            fresh = ALL_LANES & ~busy
+            for lane in range(LANES):
+                bit = 1 << lane
+                if zoomed & bit:
+                    _load(weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane, m_token)
+                elif not busy & bit and coming < last:
+                    _place(weights, layout, coming, lanes, lane, m_token)
+                    _load(weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane, m_token)
+                    coming += 1
+                else:
+                    fresh &= ~bit
+                    continue
+                lanes[BORN, lane] = half_sweeps
+            settled &= ~fresh
+            busy |= fresh
+            zoomed = 0
+        for direction in range(2):
+            half_sweeps += 1
+            if direction == 0:
+                flags = half_sweep(scores, m, 1, v, u, middles, floors, m_token, n_token)
+                low = (flags >> (3 * LANES)) & fresh
+            else:
+                flags = half_sweep(scores, 1, m, u, v, middles, floors, m_token, n_token)
+                low, fresh = 0, 0
+            done = flags & settled & busy
+            settled = (flags >> LANES) & ALL_LANES
+            tied = (flags >> (2 * LANES)) & busy & ~done
+            expired = 0
+            if half_sweeps >= expiry:
+                expired, expiry = _expired(lanes, busy & ~done, half_sweeps, limit)
+            for lane in range(LANES):
+                bit = 1 << lane
+                if not (done | tied | expired | low) & bit:
+                    continue
+                if low & bit and _zoom(middles, v, lanes, lane, m):
+                    zoomed |= bit
+                    busy &= ~bit
+                    continue
+                if done & bit and lanes[STAGE, lane] != PERTURBED:
+                    if direction == 0:
+                        answer = _finish(
+                            weights, mask, u_flat, v_flat, layout, middles, v, lanes, lane, at_most, m_token
+                        )
+                    else:
+                        answer = _finish(
+                            weights, mask, u_flat, v_flat, layout, u, middles, lanes, lane, at_most, m_token
+                        )
+                    if answer == FINISHED:
+                        busy &= ~bit
+                        continue
+                    if answer == UNSOUND:
+                        expired |= bit
+                if expired & bit or (done & bit and lanes[STAGE, lane] == PERTURBED):
+                    _repair(
+                        weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most,
+                        m_token, n_token, size_token,
+                    )  # fmt: skip
+                    busy &= ~bit
+                elif at_most and lanes[STAGE, lane] == PLAIN and (done | tied) & bit:
+                    settled &= ~bit
+                    lanes[STAGE, lane] = FLOORED
+                    _set_floor(u, v, floors, lane, m)
+                elif tied & bit and lanes[STAGE, lane] != PERTURBED:
+                    settled &= ~bit
+                    lanes[STAGE, lane] = PERTURBED
+                    for entry in range(m * m):
+                        scores[entry * LANES + lane] += noise[entry]
+
+
+@kernel
+def _expired(lanes, busy, half_sweeps, limit):
+    """Return the lanes whose blocks are `limit` half sweeps old, and when the next one will be."""
+    expired, expiry = 0, half_sweeps + limit
+    for lane in range(LANES):
+        if busy >> lane & 1:
+            end = lanes[BORN, lane] + limit
+            if end <= half_sweeps:
+                expired |= 1 << lane
+            else:
+                expiry = min(expiry, end)
+    return expired, expiry
+
+
+@kernel
+def _place(weights, layout, block, lanes, lane, m_token):
+    """Give a block to a lane: where it lies, and how its scores are scaled."""
+    row_of_blocks = block // layout[0, 1]
+    block_column = block - row_of_blocks * layout[0, 1]
+    matrix = row_of_blocks // layout[0, 0]
+    block_row = row_of_blocks - matrix * layout[0, 0]
+    for array in range(4):
+        lanes[array, lane] = (
+            matrix * layout[array + 1, 0] + block_row * layout[array + 1, 1] + block_column * layout[array + 1, 2]
+        )
+    largest = largest_magnitude(weights, lanes[WEIGHTS_AT, lane], layout[1, 3], m_token)
+    lanes[SHIFT, lane] = scale_shift(largest, SCORE_BITS)
+
+
+@kernel
+def _load(weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane, m_token):
+    """Put the integer scores of a block into its lane, and the duals it starts from."""
+    load_lane(weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane, m_token)
+    lanes[STAGE, lane] = PLAIN
+    floors[lane] = -LARGEST_DUAL
+    m = len(m_token)
+    if warm:
+        largest = float(LARGEST_DUAL)
+        for j in range(m):
+            scaled = math.ldexp(u_flat[lanes[U_AT, lane] + j * layout[3, 3]], lanes[SHIFT, lane])
+            u[j * LANES + lane] = np.int32(min(max(scaled, -largest), largest))
+            scaled = math.ldexp(v_flat[lanes[V_AT, lane] + j * layout[4, 3]], lanes[SHIFT, lane])
+            v[j * LANES + lane] = np.int32(min(max(scaled, -largest), largest))
+    else:
+        for j in range(m):
+            v[j * LANES + lane] = 0
+
+
+@kernel
+def _zoom(middles, v, lanes, lane, m):
+    """Scale a block up whose thresholds are tiny beside its largest score; return False if they are all 0.
+
+    The larger scores are capped then, which is sound as long as all of them are kept.
+    """
+    highest_u, highest_v = 0, 0
+    for line in range(m):
+        highest_u = max(highest_u, np.int64(middles[line * LANES + lane]))
+        highest_v = max(highest_v, np.int64(v[line * LANES + lane]))
+    threshold = highest_u + highest_v
+    bits = 0
+    while threshold >> bits:
+        bits += 1
+    if bits == 0 or bits >= ZOOMED_BITS - 1:
+        return False
+    lanes[SHIFT, lane] += ZOOMED_BITS - bits
+    return True
+
+
+@kernel
+def _finish(weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, at_most, m_token):
+    """Write the answer for a block that is done, unless "at_most" needs a floor or a capped score was lost."""
+    shift = 0
+    if at_most and lanes[STAGE, lane] == PLAIN:
+        slack, shift = _least_sum(u, v, lane, len(m_token))
+        if slack < 0:
+            return NEEDS_FLOOR
+    sound = store_mask(
+        weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], u, v, lane,
+        mask, lanes[MASK_AT, lane], layout[2, 3], m_token,
+    )  # fmt: skip
+    if not sound:
+        return UNSOUND
+    if u_flat.size:
+        _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, len(m_token))
+    return FINISHED
+
+
+@kernel
+def _least_sum(u, v, lane, m):
+    """Return the least sum of a row dual and a column dual, and the shift that makes both minima equal."""
+    least_u, least_v = u[lane], v[lane]
+    for line in range(1, m):
+        least_u = min(least_u, u[line * LANES + lane])
+        least_v = min(least_v, v[line * LANES + lane])
+    return np.int64(least_u) + least_v, (np.int64(least_v) - least_u) >> 1
+
+
+@kernel
+def _set_floor(u, v, floors, lane, m):
+    """Put a floor of 0 under the duals of a lane, after the shift that leaves the least below it."""
+    floors[lane] = 0
+    _, shift = _least_sum(u, v, lane, m)
+    for line in range(m):
+        u[line * LANES + lane] = max(0, u[line * LANES + lane] + shift)
+        v[line * LANES + lane] = max(0, v[line * LANES + lane] - shift)
+
+
+@kernel
+def _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, m):
+    """Write the duals of a block, shifted and scaled back."""
+    exponent = -lanes[SHIFT, lane]
+    for j in range(m):
+        u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = math.ldexp(float(u[j * LANES + lane] + shift), exponent)
+        v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = math.ldexp(float(v[j * LANES + lane] - shift), exponent)
+
+
+@kernel
+def _repair(
+    weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most, m_token, n_token, size_token
+):
+    """Hand a block over to phase 2, with the mask at the thresholds of its lane to begin with."""
+    m, n = len(m_token), len(n_token)
+    exact, flow, repair_u, repair_v, work = workspace
+    start, stride, shift = lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane]
+    largest = largest_magnitude(weights, start, stride, m_token)
+    exact_shift = REPAIR_BITS - math.frexp(largest)[1] if largest > 0.0 else 0
+    lane_noise = noise[: m * m] if lanes[STAGE, lane] == PERTURBED else noise[m * m :]
+    prepare_repair(
+        weights, start, stride, shift, u, v, lane, lane_noise, exact_shift, exact, flow, work[0], work[1], m_token
+    )
+    for j in range(m):
+        scaled = math.ldexp(float(v[j * LANES + lane]), exact_shift - shift)
+        repair_v[j] = np.int64(min(max(scaled, -LARGEST_START), LARGEST_START))
+    repair_v[m] = 0
+    repair_block(exact, flow, n, at_most, repair_u, repair_v, work, size_token)
+    for i in range(m):
+        place = lanes[MASK_AT, lane] + i * layout[2, 3]
+        for j in range(m):
+            mask[place + j] = flow[i, j] > 0
+    if u_flat.size:
+        for j in range(m):
+            u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = math.ldexp(float(repair_u[j]), -exact_shift)
+            v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = math.ldexp(float(repair_v[j]), -exact_shift)
