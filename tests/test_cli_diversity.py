@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -72,6 +73,15 @@ def test_links_and_files_of_the_page_exist():
         assert (PAGE.parent / link).read_bytes().startswith(b"\x89PNG")
     assert (CHECKOUT / "examples" / "draw_pictures.py").exists()
     assert "examples/draw_pictures.py" in text
+
+
+def test_the_pictures_of_the_page_can_be_drawn_again(tmp_path):
+    pytest.importorskip("matplotlib")
+    script = CHECKOUT / "examples" / "draw_pictures.py"
+    environment = {**os.environ, "MPLBACKEND": "Agg"}
+    subprocess.run([sys.executable, script, tmp_path], env=environment, capture_output=True, check=True)
+    drawn = {file.name: file.read_bytes()[:8] for file in tmp_path.iterdir()}
+    assert drawn == {Path(link).name: b"\x89PNG\r\n\x1a\n" for link in re.findall(r"\]\((img/.*?)\)", PAGE.read_text())}
 
 
 def test_counts_are_printed_exactly_and_by_the_paper(tmp_path):

@@ -61,7 +61,7 @@ def count_matrices(rows: int, columns: int, n: int, constraint: Constraint) -> i
 
     Notes
     -----
-    On one core 8:16 takes about 1 s for "exactly" and 10 s and 250 MB for "at_most".
+    On one core 8:16 takes about 1 s for "exactly" and 10 s and 300 MB for "at_most".
 
     Examples
     --------
@@ -170,7 +170,7 @@ def asymptotic_log2(pattern: Pattern) -> float:
     References
     ----------
     Canfield and McKay 2005, "Asymptotic enumeration of dense 0-1 matrices with equal row sums and equal column sums",
-    Electronic Journal of Combinatorics 12, R29, theorem 1.
+    Electronic Journal of Combinatorics 12, R29, section 1.
 
     Examples
     --------

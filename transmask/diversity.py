@@ -1,7 +1,7 @@
 """Mask diversity: how many masks a sparsity structure allows, the published measure of how free it is.
 
-Hubara et al. 2021 found that the accuracy of pruned networks follows it. Their formula for transposable masks counts
-sums of permutation matrices in every order, and so counts a mask several times; here the count is exact.
+Hubara et al. 2021 defined it and found that the accuracy of pruned networks follows it. Their formula for transposable
+masks over-counts, as docs/mask-diversity.md shows; here the count is exact.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class MaskDiversity:
     size : int
         Number of entries of a mask.
     method : {"exact", "hubara2021"}
+        As asked for; where a block has too many masks to count them, an estimate, see `log2_error`.
     masks : MaskCount
         The number of masks, as a product of powers.
     """
@@ -69,9 +70,10 @@ class MaskDiversity:
         return self.log2_count / self.size if self.size else 0.0
 
     def __repr__(self) -> str:
+        method = self.method if not self.log2_error else "asymptotic"
         error = f" +- {self.log2_error:.3g}" if self.log2_error else ""
         return (
-            f"MaskDiversity({self.structure}, {self.size} entries, {self.method}: 2^{self.log2_count:.6g}{error} "
+            f"MaskDiversity({self.structure}, {self.size} entries, {method}: 2^{self.log2_count:.6g}{error} "
             f"masks, {self.bits_per_weight:.4f} bits per weight)"
         )
 
@@ -118,9 +120,9 @@ def mask_diversity(
     References
     ----------
     Hubara et al. 2021, "Accelerated Sparse Neural Training: A Provable and Efficient Method to Find N:M Transposable
-    Masks", section 3.1.
+    Masks", which defines mask diversity.
     Canfield and McKay 2005, "Asymptotic enumeration of dense 0-1 matrices with equal row sums and equal column sums",
-    theorem 1.
+    section 1.
 
     Examples
     --------
@@ -130,7 +132,7 @@ def mask_diversity(
     >>> mask_diversity(Transposable(2, 4), (4, 4), method="hubara2021").count
     144
     >>> mask_diversity(Transposable(16, 32), (32, 32))
-    MaskDiversity(16:32 transposable, 1024 entries, exact: 2^847.036 +- 0.0447 masks, 0.8272 bits per weight)
+    MaskDiversity(16:32 transposable, 1024 entries, asymptotic: 2^847.036 +- 0.0447 masks, 0.8272 bits per weight)
     """
     if method not in METHODS:
         raise unknown_choice("method", method, METHODS)
