@@ -10,9 +10,10 @@ scores r = S - u - v and the row and column sums of the mask X, the distance fro
 
     bound - kept = sum_{X=1} max(0, -r) + sum_{X=0} max(0, r) + sum_i u_i (N - X_i.) + sum_j v_j (N - X_.j)
 
-which is how it is computed: a sum of non-negative terms without cancellation. Good (u, v) come from three places, tried
+which is how it is computed: a sum of non-negative terms without cancellation. Good (u, v) come from four places, tried
 in turn for the blocks that need them: what the solver left, shortest paths in the residual graph of the mask
-(Bellman-Ford; they exist exactly when the mask is optimal), and alternating minimisation of the bound.
+(Bellman-Ford; they exist exactly when the mask is optimal), alternating minimisation of the bound, and a linear program
+where that stalls; see `_duals`. Nothing rests on where they come from: any (u, v) prove their bound.
 
 This file shares no code with any solver.
 """
@@ -26,6 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._arguments import as_axes, as_mask, as_weights, matrix_view
+from ._duals import CertifiedBlocks, alternating_duals, shortest_path_duals
 from .blocks import Array, Blocks, Duals, cut, empty_duals
 from .check import check_mask
 from .errors import InvalidArgumentError
@@ -38,7 +40,6 @@ PROVEN_GAP = 1e-12
 """A relative gap up to this is the rounding of float64 sums: the mask is optimal."""
 
 _CHUNK_ENTRIES = 1 << 15  # 256 KB of float64: the few arrays of this size that a chunk works on stay in the L2 cache
-_PERTURBATION = 1e-9  # relative; breaks the ties on which alternating minimisation stalls, costs as much of the bound
 
 Floats = NDArray[np.float64]
 
@@ -169,15 +170,13 @@ def certify_matrices(
 def _certify_part(part: Blocks, n: int) -> tuple[float, float]:
     """Return what the mask keeps and its distance to the bound, and leave the best duals in the part."""
     assert part.u is not None and part.v is not None  # noqa: PT018
-    m = part.mask.shape[-1]
-    blocks = _Certified(
-        part.scores().astype(np.float64),
-        part.mask.reshape(-1, m, m),
-        part.u.reshape(-1, m).copy(),
-        part.v.reshape(-1, m).copy(),
-        n,
-        part.constraint == "at_most",
-    )
+    m, at_most = part.mask.shape[-1], part.constraint == "at_most"
+    # A solver is not trusted: whatever its duals are, those below are valid.
+    u, v = (np.nan_to_num(start.reshape(-1, m), posinf=0.0, neginf=0.0) for start in (part.u, part.v))
+    if at_most:
+        u, v = np.maximum(u, 0.0), np.maximum(v, 0.0)
+    scores, mask = part.scores().astype(np.float64), part.mask.reshape(-1, m, m)
+    blocks = CertifiedBlocks(scores, mask, u, v, n, at_most)
     distance = blocks.distance()
     for improve in (shortest_path_duals, alternating_duals):
         open_blocks = np.flatnonzero(distance > PROVEN_GAP / 16 * blocks.kept())
@@ -192,114 +191,3 @@ def _certify_part(part: Blocks, n: int) -> tuple[float, float]:
     part.u[...] = blocks.u.reshape(part.u.shape)
     part.v[...] = blocks.v.reshape(part.v.shape)
     return math.fsum(blocks.kept()), math.fsum(distance)
-
-
-@dataclass(slots=True, eq=False)
-class _Certified:
-    """Blocks with their masks and a point of the dual.
-
-    scores (B, M, M) float64, mask (B, M, M) bool, u and v (B, M) float64.
-    """
-
-    scores: Floats
-    mask: NDArray[np.bool_]
-    u: Floats
-    v: Floats
-    n: int
-    at_most: bool
-
-    def take(self, index: NDArray[np.intp]) -> _Certified:
-        """Copy some of the blocks."""
-        return _Certified(self.scores[index], self.mask[index], self.u[index], self.v[index], self.n, self.at_most)
-
-    def kept(self) -> Floats:
-        """Sum of the kept scores of each block."""
-        kept: Floats = np.sum(self.scores, axis=(1, 2), where=self.mask)
-        return kept
-
-    def distance(self) -> Floats:
-        """bound(u, v) - kept for each block, as a sum of non-negative terms; see the head of this file."""
-        reduced = self.scores - self.u[:, :, None]
-        reduced -= self.v[:, None, :]
-        np.negative(reduced, out=reduced, where=self.mask)
-        distance: Floats = np.maximum(reduced, 0.0, out=reduced).sum(axis=(1, 2))
-        if self.at_most:
-            distance += (self.u * (self.n - self.mask.sum(axis=2))).sum(axis=1)
-            distance += (self.v * (self.n - self.mask.sum(axis=1))).sum(axis=1)
-        return distance
-
-
-def shortest_path_duals(blocks: _Certified) -> Duals:
-    """Potentials of the residual graph of each mask, by Bellman-Ford.
-
-    Complementary slackness asks for u_i <= S_ij - v_j where X_ij = 1 and u_i >= S_ij - v_j where X_ij = 0; with
-    "at_most" also for u, v >= 0, and u_i = 0 or v_j = 0 where a line keeps fewer than N. As differences of the
-    potentials a = u + z, b = z - v and z these are the arcs of the residual graph, and shortest paths from anywhere
-    solve them. If the mask is not optimal the graph has a negative cycle, and what is returned after 2M + 2 rounds is
-    only some dual.
-    """
-    m = blocks.scores.shape[-1]
-    kept_arcs = np.where(blocks.mask, blocks.scores, np.inf)
-    pruned_arcs = np.where(blocks.mask, np.inf, -blocks.scores)
-    slack_rows = blocks.mask.sum(axis=2) < blocks.n
-    slack_columns = blocks.mask.sum(axis=1) < blocks.n
-    a, b, z = blocks.u.copy(), -blocks.v, np.zeros((len(blocks.u), 1))
-    active = np.arange(len(a))
-    for _ in range(2 * m + 2):
-        old_a, old_b, old_z = a[active], b[active], z[active]
-        new_b = np.minimum(old_b, (old_a[:, :, None] + pruned_arcs[active]).min(axis=1))
-        new_z = old_z
-        if blocks.at_most:
-            new_b = np.minimum(new_b, old_z)
-            slack = np.where(slack_columns[active], new_b, np.inf).min(axis=1, keepdims=True)
-            new_z = np.minimum(np.minimum(old_z, old_a.min(axis=1, keepdims=True)), slack)
-        new_a = np.minimum(old_a, (new_b[:, None, :] + kept_arcs[active]).min(axis=2))
-        if blocks.at_most:
-            new_a = np.where(slack_rows[active], np.minimum(new_a, new_z), new_a)
-        a[active], b[active], z[active] = new_a, new_b, new_z
-        changed = (new_a != old_a).any(axis=1) | (new_b != old_b).any(axis=1) | (new_z != old_z)[:, 0]
-        active = active[changed]
-        if active.size == 0:
-            break
-    u, v = a - z, z - b
-    if blocks.at_most:
-        np.maximum(u, 0.0, out=u)
-        np.maximum(v, 0.0, out=v)
-    return u, v
-
-
-def alternating_duals(blocks: _Certified) -> Duals:
-    """Minimise bound(u, v) over u for fixed v and the other way round, in turn; the mask plays no part.
-
-    For fixed v the bound is least where u_i lies between the N-th and the (N+1)-th largest of S_i. - v; the midpoint
-    keeps the sweeps from stalling. A block is done when thresholding at (u, v) leaves N in every line. The sweeps work
-    on minutely perturbed scores, because on tied ones they would stall; any (u, v) is a valid dual of the true ones.
-    """
-    count, m, _ = blocks.scores.shape
-    noise = np.random.default_rng(0).random((m, m))
-    scale = blocks.scores.max(axis=(1, 2), keepdims=True)
-    scores = blocks.scores + _PERTURBATION * scale * noise
-    u, v = np.zeros((count, m)), np.zeros((count, m))
-    active = np.arange(count)
-    for _ in range(8 * m + 32):
-        part = scores[active]
-        u[active] = _midpoints(part - v[active][:, None, :], blocks.n, blocks.at_most)
-        v[active] = _midpoints(part.swapaxes(1, 2) - u[active][:, None, :], blocks.n, blocks.at_most)
-        kept = part - u[active][:, :, None] > v[active][:, None, :]
-        rows = kept.sum(axis=2)
-        done = (rows == blocks.n) | ((rows < blocks.n) & (u[active] == 0.0) & blocks.at_most)
-        active = active[~done.all(axis=1)]
-        if active.size == 0:
-            break
-    return u, v
-
-
-def _midpoints(lines: Floats, n: int, at_most: bool) -> Floats:
-    """Midpoint of the N-th and the (N+1)-th largest along the last axis, clamped at 0 for "at_most"."""
-    m = lines.shape[-1]
-    if n in (0, m):
-        bound: Floats = lines.max(axis=-1) if n == 0 else lines.min(axis=-1)
-    else:
-        ordered = np.partition(lines, (m - n - 1, m - n), axis=-1)
-        bound = 0.5 * ordered[..., m - n] + 0.5 * ordered[..., m - n - 1]
-    return np.maximum(bound, 0.0) if at_most else bound
