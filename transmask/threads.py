@@ -80,8 +80,8 @@ def run_parallel(function: Callable[[Work], object], items: Iterable[Work], thre
         1 runs everything in the calling thread.
     """
     queue = iter(items)
-    first = list(islice(queue, 2))
-    if threads == 1 or len(first) < 2:
+    first = list(islice(queue, threads))
+    if len(first) < 2:
         for item in chain(first, queue):
             function(item)
         return
@@ -99,7 +99,7 @@ def run_parallel(function: Callable[[Work], object], items: Iterable[Work], thre
         except BaseException as error:
             errors.append(error)
 
-    others = [Thread(target=work, name=f"transmask-{index}") for index in range(1, threads)]
+    others = [Thread(target=work, name=f"transmask-{index}") for index in range(1, len(first))]
     for thread in others:
         thread.start()
     work()
