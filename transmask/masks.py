@@ -199,7 +199,8 @@ def _start_duals(
         raise InvalidTypeError(f"`start` must be a MaskResult or None, got {type(start).__name__}.")
     if not solver.warm_startable:
         raise InvalidArgumentError(
-            f"`start` must be None for the solver {solver.info.name!r}, which has no warm start. Use 'primal_dual'."
+            f"`start` must be None for the solver {solver.info.name!r}, which has no warm start, got a MaskResult. "
+            "Use 'primal_dual'."
         )
     for name, had, has in (
         ("shape", start.mask.shape, weights.shape),
