@@ -13,17 +13,12 @@ from safetensors import safe_open
 import transmask as tm
 from transmask.data import DIGITS, DIGITS_HELD_OUT
 from transmask.data.digits import load_held_out, load_network, predict
-from transmask.demo import ONE_CALL_A_BLOCK, draw_block, run_demo
+from transmask.demo import Demo, draw_block
 
 
 def metadata(path):
     with safe_open(path, framework="numpy") as file:
         return file.metadata()
-
-
-@pytest.fixture(scope="module")
-def demo():
-    return run_demo("2:4", threads=1)
 
 
 def run_command(tmp_path, *arguments):
@@ -106,36 +101,18 @@ def test_the_held_out_images_were_never_shown():
     assert not {digits.images[i].tobytes() for i in shown} & {image.astype(float).tobytes() for image in images}
 
 
-def test_every_fast_solver_is_shown_under_both_constraints(demo):
-    fast = [info.name for info in tm.list_solvers() if info.name not in ONE_CALL_A_BLOCK]
-    refused = [(name, constraint) for name, constraint, _ in demo.refused]
-    shown = [(row.solver, row.constraint) for row in demo.rows[1:]]
-    assert sorted(shown + refused) == sorted((name, limit) for name in fast for limit in ("exactly", "at_most"))
+def test_the_demo_prunes_the_matrices_that_are_large_enough():
+    demo = Demo("2:4")
     assert sorted(demo.pruned) == ["conv2.weight", "fc1.weight", "fc2.weight"]
-    assert {name: reason for name, reason in demo.dense if name.endswith("weight")} == {
+    assert {name: reason for name, reason in demo.skipped if name.endswith("weight")} == {
         "conv1.weight": "32 x 1 is smaller than M = 4"
     }
-
-
-def test_the_rows_are_ordered_as_the_theory_says(demo):
-    plain, *rows = demo.rows
-    exact = {info.name for info in tm.list_solvers() if info.guarantee == "exact"}
-    best = {limit: max(row.kept for row in rows if row.constraint == limit) for limit in ("exactly", "at_most")}
-    assert plain.kept > best["at_most"] > best["exactly"] > 0.5
-    assert not plain.transposable
-    for row in rows:
-        assert row.transposable
-        assert row.seconds > 0
-        assert 0.5 < row.accuracy < demo.dense_accuracy
-        if row.solver in exact:
-            assert row.gap <= 1e-12
-            assert row.kept == pytest.approx(best[row.constraint], rel=1e-12)
-        else:
-            assert row.kept == pytest.approx(best[row.constraint] * (1 - row.gap), rel=1e-4)
+    assert demo.n_weights == 64 * 32 * 9 + 100 * 256 + 10 * 100
+    assert "fc2.weight" in dict(Demo("4:16").skipped)
 
 
 def test_a_row_is_what_pruning_by_hand_gives():
-    row = run_demo("1:4", solvers=["enumeration"], threads=1).rows[1]
+    row = Demo("1:4").prune("enumeration", "exactly", threads=1)
     network, (images, labels) = load_network(), load_held_out()
     kept = total = 0.0
     for name in ("conv2.weight", "fc1.weight", "fc2.weight"):
@@ -143,33 +120,23 @@ def test_a_row_is_what_pruning_by_hand_gives():
         kept_weights = weights * tm.transposable_mask(weights, "1:4", solver="enumeration", axes=(0, 1))
         network[name] = kept_weights
         kept, total = kept + np.abs(kept_weights).sum(), total + np.abs(weights).sum()
-    assert row.kept == pytest.approx(kept / total, rel=1e-12)
+    assert row.kept_fraction == pytest.approx(kept / total, rel=1e-12)
     assert row.accuracy == np.mean(predict(network, images) == labels)
 
 
 @pytest.mark.parametrize("pattern", ["0:4", "4:4", "1:1"])
 def test_degenerate_patterns(pattern):
-    demo = run_demo(pattern, solvers=["enumeration"])
+    demo = Demo(pattern)
     full = pattern != "0:4"
-    for row in demo.rows:
-        assert row.kept == full
+    for row in (demo.plain(), demo.prune("enumeration", "exactly"), demo.prune("enumeration", "at_most")):
+        assert row.kept_fraction == full
         assert row.gap in (None, 0)
         assert (row.accuracy == demo.dense_accuracy) == full
 
 
-def test_a_solver_that_refuses_the_pattern_is_named_with_its_reason():
-    demo = run_demo("4:8", solvers=["enumeration", "greedy"])
-    assert [(name, limit) for name, limit, _ in demo.refused] == [
-        ("enumeration", "exactly"),
-        ("enumeration", "at_most"),
-    ]
-    assert "4:8" in demo.refused[0][2]
-    assert [row.solver for row in demo.rows] == ["plain", "greedy", "greedy"]
-
-
 def test_a_pattern_larger_than_the_network_is_refused():
     with pytest.raises(tm.InvalidArgumentError) as caught:
-        run_demo("2:101")
+        Demo("2:101")
     assert str(caught.value) == "`pattern` must have M of at most 100 for the demo's network, got '2:101'. Try '2:4'."
 
 
@@ -187,36 +154,82 @@ def test_the_drawing_brackets_what_is_kept(pattern):
         assert sum(line.count("[") for line in lines[:m]) == n * (side // m) * m + mask[:m, side // m * m : side].sum()
 
 
+@pytest.fixture(scope="module")
+def record(tmp_path_factory):
+    """What the command says with nothing asked for, for machines."""
+    done = run_command(tmp_path_factory.mktemp("demo"), "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_fast_solver_is_shown_under_both_constraints(record):
+    slow = {"network_simplex", "milp"}
+    expected = {(info.name, limit) for info in tm.list_solvers() for limit in info.constraints if info.name not in slow}
+    assert {(row["solver"], row["constraint"]) for row in record["solvers"][1:]} == expected
+    assert len(record["solvers"]) == 1 + len(expected)
+    assert record["left_out"] == []
+
+
+def test_the_rows_are_ordered_as_the_theory_says(record):
+    plain, *rows = record["solvers"]
+    exact = {info.name for info in tm.list_solvers() if info.guarantee == "exact"}
+    best = {
+        limit: max(r["kept_fraction"] for r in rows if r["constraint"] == limit) for limit in ("exactly", "at_most")
+    }
+    assert (plain["solver"], plain["constraint"], plain["gap"]) == ("plain", None, None)
+    assert plain["kept_fraction"] > best["at_most"] > best["exactly"] > 0.5
+    assert not plain["transposable"]
+    for row in rows:
+        assert row["transposable"]
+        assert row["seconds"] > 0
+        assert 0.5 < row["accuracy"] < record["dense_accuracy"]
+        if row["solver"] in exact:
+            assert row["gap"] <= 1e-12
+            assert row["kept_fraction"] == pytest.approx(best[row["constraint"]], rel=1e-12)
+        else:
+            assert row["kept_fraction"] == pytest.approx(best[row["constraint"]] * (1 - row["gap"]), rel=1e-4)
+
+
+def test_the_json_says_what_was_pruned(record):
+    assert record["pattern"] == "2:4"
+    assert record["checkpoint"] == str(DIGITS)
+    assert record["images"] == 899
+    assert record["dense_accuracy"] == pytest.approx(float(metadata(DIGITS)["held_out_accuracy"]), abs=1e-6)
+    assert sorted(record["pruned"]) == ["conv2.weight", "fc1.weight", "fc2.weight"]
+    assert {"name": "conv1.weight", "reason": "32 x 1 is smaller than M = 4"} in record["skipped"]
+    assert record["block"].count("[") == 32
+
+
 def test_the_command_prints_a_table_and_a_block(tmp_path):
-    done = run_command(tmp_path, "--solver", "greedy", "--solver", "enumeration")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = run_command(tmp_path, "--solver", "min_cost_flow", "--solver", "enumeration")
+    assert done.returncode == 0
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [
+        "[1/4] min_cost_flow, exactly",
+        "[2/4] enumeration, exactly",
+        "[3/4] min_cost_flow, at_most",
+        "[4/4] enumeration, at_most",
+    ]
     lines = done.stdout.splitlines()
-    assert lines[0] == "A network that reads digits of 8 x 8 pixels: 98.67 % of 899 images"
+    assert "98.67 % of 899 images" in lines[0]
     (plain,) = [line for line in lines if line.startswith("plain")]
     assert plain.split() == ["plain", "rows", "only", "74.33", "%", "-", "-", "98.55", "%", "no"]
     exact = [line.split() for line in lines if line.startswith("enumeration")]
-    assert [line[1] for line in exact] == ["exactly", "at_most"]
-    assert [line[2:6] for line in exact] == [["69.54", "%", "0", "(proven)"], ["69.59", "%", "0", "(proven)"]]
-    assert [line.split()[1] for line in lines if line.startswith("greedy")] == ["exactly", "at_most"]
+    assert [line[1:6] for line in exact] == [
+        ["exactly", "69.54", "%", "0", "(proven)"],
+        ["at_most", "69.59", "%", "0", "(proven)"],
+    ]
     assert sum(line.count("[") for line in lines) == 32
     assert str(DIGITS) in lines[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_prints_json(tmp_path):
-    done = run_command(tmp_path, "--pattern", "4:8", "--solver", "min_cost_flow", "--solver", "enumeration", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    record = json.loads(done.stdout)
-    assert record["pattern"] == "4:8"
-    assert record["images"] == 899
-    assert [(row["solver"], row["constraint"]) for row in record["rows"]] == [
-        ("plain", None),
-        ("min_cost_flow", "exactly"),
-        ("min_cost_flow", "at_most"),
-    ]
-    assert all(row["gap"] <= 1e-12 for row in record["rows"][1:])
-    assert [item["solver"] for item in record["refused"]] == ["enumeration", "enumeration"]
-    assert record["checkpoint"] == str(DIGITS)
-    assert "32 x 1 is smaller than M = 8" in record["dense"]["conv1.weight"]
+def test_a_solver_that_cannot_is_left_out_with_its_reason(tmp_path):
+    done = run_command(tmp_path, "--pattern", "4:8")
+    assert done.returncode == 0
+    (reason,) = [line for line in done.stdout.splitlines() if line.startswith("enumeration")]
+    assert reason.startswith("enumeration was left out: `solver` 'enumeration' must be given")
+    assert "'4:8'" in reason
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("greedy")] == ["greedy"] * 2
 
 
 @pytest.mark.parametrize(
@@ -226,6 +239,7 @@ def test_the_command_prints_json(tmp_path):
         (["--pattern", "4:2"], "did you mean '2:4'?"),
         (["--pattern", "two"], "For example '2:4'."),
         (["--threads", "0"], "`threads` must be at least 1, got 0."),
+        (["--pattern", "4:9", "--solver", "enumeration"], "`solver` 'enumeration' must be given"),
         (["--nonsense"], "--nonsense"),
     ],
 )

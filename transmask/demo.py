@@ -1,4 +1,4 @@
-"""What ``transmask demo`` does: prune a small trained network with several solvers and measure what each of them costs.
+"""What ``transmask demo`` measures: a small trained network, pruned by one solver after another.
 
 The network (`transmask.data.digits`) reads digits of 8 x 8 pixels. Every solver prunes the same tensors in one shot,
 without any training afterwards, and the accuracy on images that the network was never shown is computed in numpy.
@@ -6,7 +6,6 @@ without any training afterwards, and the accuracy on images that the network was
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +16,12 @@ from .blocks import Array
 from .check import check_mask
 from .checkpoint import open_checkpoint, select_tensors
 from .data import DIGITS
-from .data.digits import Tensors, load_held_out, load_network, predict
-from .errors import InvalidArgumentError, UnsupportedPatternError
+from .data.digits import load_held_out, load_network, predict
+from .errors import InvalidArgumentError
 from .masks import nm_mask, solve, transposable_mask
-from .pattern import CONSTRAINTS, Constraint, Pattern, PatternLike
-from .solvers import list_solvers
+from .pattern import Constraint, Pattern, PatternLike
 
-__all__ = ["ONE_CALL_A_BLOCK", "Demo", "DemoRow", "draw_block", "run_demo"]
-
-ONE_CALL_A_BLOCK = ("network_simplex", "milp")
-"""Reference solvers that call a library for every block, milliseconds each: run only where they are asked for."""
+__all__ = ["Demo", "DemoRow", "draw_block"]
 
 MATRIX_AXES = (0, 1)
 """Outputs and inputs, of a linear layer (K, C) and of a convolution (K, C, R, S) alike."""
@@ -42,7 +37,7 @@ class DemoRow:
         Name of the solver, or "plain" for the N:M mask that is sparse along the inputs alone.
     constraint : {"exactly", "at_most"} or None
         None for the plain mask.
-    kept : float
+    kept_fraction : float
         Fraction of the sum of magnitudes that is kept.
     gap : float or None
         What a better mask could still gain, as a fraction of the proven upper bound.
@@ -56,129 +51,97 @@ class DemoRow:
 
     solver: str
     constraint: Constraint | None
-    kept: float
+    kept_fraction: float
     gap: float | None
     seconds: float | None
     accuracy: float
     transposable: bool
 
 
-@dataclass(frozen=True, slots=True)
 class Demo:
-    """What `run_demo` measured.
-
-    Attributes
-    ----------
-    pattern : Pattern
-    images : int
-        Number of held-out images.
-    dense_accuracy : float
-        Fraction of them that is read correctly before pruning.
-    pruned : tuple of str
-        Names of the tensors that were pruned: those that ``transmask prune`` takes.
-    dense : tuple of (str, str)
-        Names of the other tensors, with the reason.
-    rows : tuple of DemoRow
-        The plain mask first, then every solver under "exactly" and under "at_most".
-    refused : tuple of (str, str, str)
-        Solver, constraint and the reason why it does not answer the pattern.
-    block : str
-        A drawing of the first block of fc1.weight; see `draw_block`.
-    """
-
-    pattern: Pattern
-    images: int
-    dense_accuracy: float
-    pruned: tuple[str, ...]
-    dense: tuple[tuple[str, str], ...]
-    rows: tuple[DemoRow, ...]
-    refused: tuple[tuple[str, Constraint, str], ...]
-    block: str
-
-
-def run_demo(pattern: PatternLike = "2:4", *, solvers: Iterable[str] = (), threads: int | None = None) -> Demo:
-    """Prune the network that ships with the package and measure kept weight, proven gap, time and accuracy.
+    """The network that ships with the package, ready to be pruned to one pattern.
 
     Parameters
     ----------
     pattern : Pattern, str or tuple of two int, default "2:4"
         N entries kept of every M; M is at most 100, the smaller side of the largest matrix.
-    solvers : iterable of str, optional
-        Names out of `list_solvers`. Default: all but `ONE_CALL_A_BLOCK`.
-    threads : int, optional
-        Default: the environment variable TRANSMASK_NUM_THREADS, else every core.
 
-    Returns
-    -------
-    Demo
+    Attributes
+    ----------
+    pattern : Pattern
+    pruned : tuple of str
+        Names of the tensors that are pruned: those that ``transmask prune`` takes.
+    skipped : tuple of (str, str)
+        Names of the other tensors, with the reason.
+    n_weights : int
+        Number of entries of the pruned tensors.
+    n_images : int
+        Number of held-out images.
+    dense_accuracy : float
+        Fraction of them that is read correctly before pruning.
 
     Raises
     ------
     InvalidTypeError, InvalidArgumentError
-        If an argument cannot be used.
+        If `pattern` is no pattern, or none of the matrices is large enough for it.
 
     Examples
     --------
-    >>> demo = run_demo("2:4", solvers=["enumeration"])
-    >>> [f"{row.kept:.1%} kept, {row.accuracy:.1%} right" for row in demo.rows]
-    ['74.3% kept, 98.6% right', '69.5% kept, 96.9% right', '69.6% kept, 96.9% right']
+    >>> demo = Demo("2:4")
+    >>> row = demo.prune("enumeration", "exactly")
+    >>> f"{row.kept_fraction:.1%} kept, {demo.dense_accuracy:.1%} right before, {row.accuracy:.1%} after"
+    '69.5% kept, 98.7% right before, 96.9% after'
     """
-    chosen = Pattern.of(pattern)
-    network = load_network()
-    selections = select_tensors(open_checkpoint(DIGITS).tensors, chosen)
-    pruned = tuple(item.tensor.name for item in selections if item.axes)
-    if not pruned:
-        raise InvalidArgumentError(
-            f"`pattern` must have M of at most 100 for the demo's network, got {str(chosen)!r}. Try '2:4'."
-        )
-    names = tuple(solvers) or [info.name for info in list_solvers() if info.name not in ONE_CALL_A_BLOCK]
-    measure = _Measure(network, *load_held_out(), pruned=pruned, pattern=chosen)
-    rows, refused = [measure.plain_row()], []
-    for constraint in CONSTRAINTS:
-        for name in names:
-            try:
-                rows.append(measure.solver_row(name, constraint, threads))
-            except UnsupportedPatternError as error:
-                refused.append((name, constraint, str(error)))
-    side = max(chosen.m, 8 - 8 % chosen.m)
-    corner = network["fc1.weight"][:side, :side]
-    return Demo(
-        pattern=chosen,
-        images=len(measure.images),
-        dense_accuracy=measure.accuracy(network),
-        pruned=pruned,
-        dense=tuple((item.tensor.name, item.reason) for item in selections if not item.axes),
-        rows=tuple(rows),
-        refused=tuple(refused),
-        block=draw_block(corner, transposable_mask(corner, chosen, threads=threads), chosen),
-    )
 
+    def __init__(self, pattern: PatternLike = "2:4") -> None:
+        self.pattern = Pattern.of(pattern)
+        selections = select_tensors(open_checkpoint(DIGITS).tensors, self.pattern)
+        self.pruned = tuple(item.tensor.name for item in selections if item.axes)
+        self.skipped = tuple((item.tensor.name, item.reason) for item in selections if not item.axes)
+        if not self.pruned:
+            raise InvalidArgumentError(
+                f"`pattern` must have M of at most 100 for the demo's network, got {str(self.pattern)!r}. Try '2:4'."
+            )
+        self._network = load_network()
+        self._images, self._labels = load_held_out()
+        self.n_weights = sum(self._network[name].size for name in self.pruned)
+        self.n_images = len(self._images)
+        self.dense_accuracy = self._accuracy(self._network)
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Measure:
-    """A network, images it was never shown, and which of its weights are pruned to which pattern."""
+    def plain(self) -> DemoRow:
+        """Measure the mask that is sparse along the inputs alone; no transposable mask keeps more.
 
-    network: Tensors
-    images: Array
-    labels: Array
-    pruned: tuple[str, ...]
-    pattern: Pattern
-
-    def accuracy(self, network: Tensors) -> float:
-        """Return the fraction of the images that a network reads correctly."""
-        return float(np.mean(predict(network, self.images) == self.labels))
-
-    def plain_row(self) -> DemoRow:
-        """Measure the mask that is sparse along the inputs alone; no transposable mask keeps more."""
-        masks = {name: nm_mask(self.network[name], self.pattern, axis=MATRIX_AXES[1]) for name in self.pruned}
+        Returns
+        -------
+        DemoRow
+        """
+        masks = {name: nm_mask(self._network[name], self.pattern, axis=MATRIX_AXES[1]) for name in self.pruned}
         return self._row("plain", None, masks)
 
-    def solver_row(self, solver: str, constraint: Constraint, threads: int | None) -> DemoRow:
-        """Prune with one solver and measure."""
+    def prune(self, solver: str, constraint: Constraint, *, threads: int | None = None) -> DemoRow:
+        """Prune with one solver and measure.
+
+        Parameters
+        ----------
+        solver : str
+            A name out of `list_solvers`.
+        constraint : {"exactly", "at_most"}
+        threads : int, optional
+            Default: the environment variable TRANSMASK_NUM_THREADS, else every core.
+
+        Returns
+        -------
+        DemoRow
+
+        Raises
+        ------
+        InvalidTypeError, InvalidArgumentError, UnsupportedPatternError, SolverError
+            As `solve`.
+        """
         arguments: dict[str, Any] = {"constraint": constraint, "solver": solver, "threads": threads}
         # One whole and three cut blocks make the solver compile or load all it needs: the time below is its own.
         solve(np.ones((self.pattern.m + 1,) * 2, np.float32), self.pattern, **arguments)
-        results = [solve(self.network[name], self.pattern, axes=MATRIX_AXES, **arguments) for name in self.pruned]
+        results = [solve(self._network[name], self.pattern, axes=MATRIX_AXES, **arguments) for name in self.pruned]
         return self._row(
             solver,
             constraint,
@@ -186,6 +149,22 @@ class _Measure:
             upper_bound=sum(result.upper_bound for result in results),
             seconds=sum(result.seconds for result in results),
         )
+
+    def draw_block(self) -> str:
+        """Draw the first block of fc1.weight under an optimal mask; a few blocks where they are smaller than 8 x 8.
+
+        Returns
+        -------
+        str
+            See the function `draw_block`.
+        """
+        side = max(self.pattern.m, 8 - 8 % self.pattern.m)
+        corner = self._network["fc1.weight"][:side, :side]
+        return draw_block(corner, transposable_mask(corner, self.pattern), self.pattern)
+
+    def _accuracy(self, network: dict[str, Array]) -> float:
+        """Return the fraction of the images that a network reads correctly."""
+        return float(np.mean(predict(network, self._images) == self._labels))
 
     def _row(
         self,
@@ -197,7 +176,7 @@ class _Measure:
     ) -> DemoRow:
         """Measure what masks keep and what they cost in accuracy, without regard to who made them."""
         kept = total = 0.0
-        network = dict(self.network)
+        network = dict(self._network)
         for name, mask in masks.items():
             magnitudes = np.abs(network[name].astype(np.float64))
             kept, total = kept + float(magnitudes[mask].sum()), total + float(magnitudes.sum())
@@ -205,10 +184,10 @@ class _Measure:
         return DemoRow(
             solver=solver,
             constraint=constraint,
-            kept=kept / total,
+            kept_fraction=kept / total,
             gap=None if upper_bound is None else max(0.0, upper_bound - kept) / (upper_bound or 1.0),
             seconds=seconds,
-            accuracy=self.accuracy(network),
+            accuracy=self._accuracy(network),
             transposable=all(check_mask(mask, self.pattern, axes=MATRIX_AXES).ok for mask in masks.values()),
         )
 

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import UnsupportedPatternError
+from ..pattern import CONSTRAINTS
 from ._options import JsonOption, PatternOption, ThreadsOption
 from ._output import Column, gap, percent, print_json, print_line, print_table, seconds
+from ._progress import TensorProgress
+
+if TYPE_CHECKING:
+    from ..demo import Demo
 
 __all__ = ["demo"]
+
+ONE_CALL_A_BLOCK = ("network_simplex", "milp")
+"""Reference solvers that call a library for every block, which takes seconds: run only where they are asked for."""
 
 COLUMNS = (
     Column("solver", "solver"),
     Column("constraint", "constraint", lambda constraint: constraint or "rows only"),
-    Column("kept", "kept weight", percent, right=True),
+    Column("kept_fraction", "kept weight", percent, right=True),
     Column("gap", "proven gap", lambda value: "-" if value is None else gap(value), right=True),
     Column("seconds", "time", lambda value: "-" if value is None else seconds(value), right=True),
     Column("accuracy", "accuracy", percent, right=True),
@@ -36,27 +45,66 @@ def demo(
 ) -> None:
     """Prune a small trained network with several solvers: kept weight, proven gap, time, accuracy."""
     from ..data import DIGITS
-    from ..demo import run_demo
+    from ..demo import Demo
 
-    found = run_demo(pattern, solvers=solver or (), threads=threads)
-    rows = [asdict(row) for row in found.rows]
+    network = Demo(pattern)
+    rows, left_out = _run(network, solver, threads)
+    report = {
+        "pattern": str(network.pattern),
+        "checkpoint": str(DIGITS),
+        "images": network.n_images,
+        "dense_accuracy": network.dense_accuracy,
+        "pruned": network.pruned,
+        "skipped": [{"name": name, "reason": reason} for name, reason in network.skipped],
+        "solvers": rows,
+        "left_out": left_out,
+        "block": network.draw_block(),
+    }
     if as_json:
-        record: dict[str, Any] = asdict(found) | {"pattern": str(found.pattern), "checkpoint": str(DIGITS)}
-        record["dense"] = dict(found.dense)
-        record["refused"] = [dict(zip(("solver", "constraint", "reason"), item, strict=True)) for item in found.refused]
-        print_json(record)
-        return
-    print_line(f"A network that reads digits of 8 x 8 pixels: {percent(found.dense_accuracy)} of {found.images} images")
-    print_line(f"it was never shown. {', '.join(found.pruned)} pruned to {found.pattern},")
-    print_line("without any training afterwards:")
+        print_json(report)
+    else:
+        _print_report(report)
+
+
+def _run(
+    network: Demo, names: list[str] | None, threads: int | None
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Measure solver after solver; one that was not asked for by name may refuse, with its reason."""
+    from ..solvers import list_solvers
+
+    chosen = names or [info.name for info in list_solvers() if info.name not in ONE_CALL_A_BLOCK]
+    runs = [(name, constraint) for constraint in CONSTRAINTS for name in dict.fromkeys(chosen)]
+    rows, left_out = [asdict(network.plain())], []
+    with TensorProgress(len(runs) * network.n_weights, len(runs)) as progress:
+        for name, constraint in runs:
+            label = f"{name}, {constraint}"
+            progress.begin(label)
+            try:
+                rows.append(asdict(network.prune(name, constraint, threads=threads)))
+                outcome = seconds(rows[-1]["seconds"])
+            except UnsupportedPatternError as error:
+                if names:
+                    raise
+                left_out.append({"solver": name, "constraint": constraint, "reason": str(error)})
+                outcome = "left out"
+            progress.advance(label, network.n_weights, outcome)
+    return rows, left_out
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    """Print the table, a block, and what to do next."""
+    right, images, names = percent(report["dense_accuracy"]), report["images"], ", ".join(report["pruned"])
+    print_line(f"A network that reads digits of 8 x 8 pixels, {right} of {images} images that it was never shown.")
+    print_line(f"{names} pruned to {report['pattern']}, without any training afterwards:")
     print_line()
-    print_table(rows, COLUMNS)
-    for name, reason in {name: reason for name, _, reason in reversed(found.refused)}.items():
+    print_table(report["solvers"], COLUMNS)
+    for name, reason in {item["solver"]: item["reason"] for item in reversed(report["left_out"])}.items():
         print_line(f"{name} was left out: {reason}")
     print_line()
     print_line("The first block of fc1.weight, in percent of its largest magnitude; what is kept stands in brackets:")
     print_line()
-    print_line(found.block)
+    print_line(report["block"])
     print_line()
     print_line("This writes such a network; any .safetensors, .npz or .npy file will do in its place:")
-    print_line(f"transmask prune {shlex.quote(str(DIGITS))} -o pruned.safetensors --pattern {found.pattern}")
+    checkpoint = shlex.quote(report["checkpoint"])
+    print_line(f"transmask prune {checkpoint} -o pruned.safetensors --pattern {report['pattern']}")
