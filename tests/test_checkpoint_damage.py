@@ -35,40 +35,43 @@ def check(path):
     return list(check_checkpoint(path, "2:4"))
 
 
-@pytest.mark.parametrize(
-    ("header", "body", "message"),
-    [
-        ({"a": ENTRY}, bytes(7), "incomplete metadata, file not fully covered. Was it copied completely?"),
-        ({"a": ENTRY}, bytes(9), "incomplete metadata"),
-        (b"{bad", b"", "invalid JSON in header"),
-        ([], b"", "invalid JSON in header"),
-        ({"a": {**ENTRY, "dtype": "Q9"}}, bytes(8), "unknown variant `Q9`"),
-        ({"a": {**ENTRY, "shape": [3]}}, bytes(8), "invalid shape, data type, or offset"),
-        ({"a": {**ENTRY, "shape": [-2]}}, bytes(8), "invalid value: integer `-2`"),
-        ({"a": {**ENTRY, "data_offsets": [8, 0]}}, bytes(8), "invalid offset for tensor `a`"),
-        ({"a": ENTRY, "b": {**ENTRY, "data_offsets": [4, 12]}}, bytes(12), "invalid offset for tensor `b`"),
-        ({"a": ENTRY, "b": {**ENTRY, "data_offsets": [12, 20]}}, bytes(20), "invalid offset for tensor `b`"),
-        ({"a": {**ENTRY, "shape": [1 << 40, 1 << 40]}}, bytes(8), "overflow"),
-        ({"__metadata__": {"k": 1}, "a": ENTRY}, bytes(8), "invalid type: integer `1`, expected a string"),
-    ],
-)
-def test_damaged_safetensors(tmp_path, header, body, message):
-    write_raw(tmp_path / "m.safetensors", header if isinstance(header, bytes) else json.dumps(header).encode(), body)
-    refuses(tmp_path / "m.safetensors", message)
+# The library that reads the headers words what is wrong with them, differently from release to release.
+DAMAGED = "m.safetensors' must be a safetensors file, but it is damaged: "
 
 
 @pytest.mark.parametrize(
-    ("raw", "message"),
+    ("header", "n_bytes"),
     [
-        (b"", "header too small"),
-        (b"abc", "header too small"),
-        (struct.pack("<Q", 1 << 62) + b"{}", "header too large"),
-        (struct.pack("<Q", 99) + b"{}", "is damaged"),
+        ({"a": ENTRY}, 7),
+        ({"a": ENTRY}, 9),
+        (b"{bad", 0),
+        ([], 0),
+        ({"a": {**ENTRY, "dtype": "Q9"}}, 8),
+        ({"a": {**ENTRY, "shape": [3]}}, 8),
+        ({"a": {**ENTRY, "shape": [-2]}}, 8),
+        ({"a": {**ENTRY, "shape": [2.0]}}, 8),
+        ({"a": {**ENTRY, "data_offsets": [8, 0]}}, 8),
+        ({"a": ENTRY, "b": {**ENTRY, "data_offsets": [4, 12]}}, 12),
+        ({"a": ENTRY, "b": {**ENTRY, "data_offsets": [12, 20]}}, 20),
+        ({"a": {**ENTRY, "shape": [1 << 40, 1 << 40]}}, 8),
+        ({"__metadata__": {"k": 1}, "a": ENTRY}, 8),
     ],
 )
-def test_safetensors_cut_in_the_header(tmp_path, raw, message):
+def test_damaged_safetensors(tmp_path, header, n_bytes):
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    write_raw(tmp_path / "m.safetensors", raw, bytes(n_bytes))
+    refuses(tmp_path / "m.safetensors", DAMAGED)
+
+
+def test_the_same_safetensors_without_damage(tmp_path):
+    write_raw(tmp_path / "m.safetensors", json.dumps({"a": ENTRY}).encode(), bytes(8))
+    assert open_checkpoint(tmp_path / "m.safetensors").tensors[0].shape == (2,)
+
+
+@pytest.mark.parametrize("raw", [b"", b"abc", struct.pack("<Q", 1 << 62) + b"{}", struct.pack("<Q", 99) + b"{}"])
+def test_safetensors_cut_in_the_header(tmp_path, raw):
     (tmp_path / "m.safetensors").write_bytes(raw)
-    refuses(tmp_path / "m.safetensors", message)
+    refuses(tmp_path / "m.safetensors", DAMAGED)
 
 
 def test_a_record_that_is_not_about_this_file(tmp_path):

@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
-        # Wrong use. typer has carried its own copy of click since 0.27, so there is no class to name for all versions.
+        # Wrong use. typer carries its own copy of click, whose classes are private.
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()
