@@ -77,7 +77,7 @@ def solve_span(
     u_flat, v_flat : ndarray of float64, one axis
         Flat views of the memory of the duals: read for a warm start, and written. Empty if they are not wanted.
     layout : ndarray of int64, shape (5, 4)
-        Row 0: Br, Bc, 0, 0. Rows 1 to 4, for weights, mask, u and v, in entries: the strides of the matrices, of the
+        Row 0: Br, Bc, N, M. Rows 1 to 4, for weights, mask, u and v, in entries: the strides of the matrices, of the
         block rows, of the block columns, and of the rows of a block (weights, mask) or of its duals.
     first, last : int
     scratch : ndarray of int32, shape ((M * M + 3 * M + 1) * LANES,), aligned to 64 bytes
@@ -87,9 +87,9 @@ def solve_span(
     limit : int
         Half sweeps after which phase 2 takes over.
     m_token, n_token, size_token : tuple
-        Their lengths are M, N and M + 1.
+        Their lengths, which the compiler sees, are M, N and M + 1. Kernels that do not take them serve all patterns.
     """
-    m = len(m_token)
+    m = layout[0, 3]
     entries, lines = m * m * LANES, m * LANES
     scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
     middles, floors = scratch[entries + 2 * lines : entries + 3 * lines], scratch[entries + 3 * lines :]
@@ -154,10 +154,10 @@ def solve_span(
                 if expired & bit or (done & bit and lanes[STAGE, lane] == PERTURBED):
                     _repair(
                         weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most,
-                        m_token, n_token, size_token,
+                        m_token, size_token,
                     )  # fmt: skip
                     busy &= ~bit
-                elif at_most and lanes[STAGE, lane] == PLAIN and (done | tied) & bit:
+                elif lanes[STAGE, lane] == PLAIN and at_most and (done & bit or _rests_at_zero(middles, lane, m)):
                     settled &= ~bit
                     lanes[STAGE, lane] = FLOORED
                     _set_floor(u, v, floors, lane, m)
@@ -203,7 +203,7 @@ def _load(weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, la
     load_lane(weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane, m_token)
     lanes[STAGE, lane] = PLAIN
     floors[lane] = -LARGEST_DUAL
-    m = len(m_token)
+    m = layout[0, 3]
     if warm:
         largest = float(LARGEST_DUAL)
         for j in range(m):
@@ -241,7 +241,7 @@ def _finish(weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, at_most, m
     """Write the answer for a block that is done, unless "at_most" needs a floor or a capped score was lost."""
     shift = 0
     if at_most and lanes[STAGE, lane] == PLAIN:
-        slack, shift = _least_sum(u, v, lane, len(m_token))
+        slack, shift = _least_sum(u, v, lane, layout[0, 3])
         if slack < 0:
             return NEEDS_FLOOR
     sound = store_mask(
@@ -251,7 +251,7 @@ def _finish(weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, at_most, m
     if not sound:
         return UNSOUND
     if u_flat.size:
-        _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, len(m_token))
+        _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, layout[0, 3])
     return FINISHED
 
 
@@ -263,6 +263,15 @@ def _least_sum(u, v, lane, m):
         least_u = min(least_u, u[line * LANES + lane])
         least_v = min(least_v, v[line * LANES + lane])
     return np.int64(least_u) + least_v, (np.int64(least_v) - least_u) >> 1
+
+
+@kernel
+def _rests_at_zero(middles, lane, m):
+    """Tell whether the middle of a line is 0, as it is where zeros tie."""
+    for line in range(m):
+        if middles[line * LANES + lane] == 0:
+            return True
+    return False
 
 
 @kernel
@@ -286,10 +295,10 @@ def _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, m):
 
 @kernel
 def _repair(
-    weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most, m_token, n_token, size_token
+    weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most, m_token, size_token
 ):
     """Hand a block over to phase 2, with the mask at the thresholds of its lane to begin with."""
-    m, n = len(m_token), len(n_token)
+    m, n = layout[0, 3], layout[0, 2]
     exact, flow, repair_u, repair_v, work = workspace
     start, stride, shift = lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane]
     largest = largest_magnitude(weights, start, stride, m_token)
@@ -298,8 +307,9 @@ def _repair(
     prepare_repair(
         weights, start, stride, shift, u, v, lane, lane_noise, exact_shift, exact, flow, work[0], work[1], m_token
     )
+    centre = _least_sum(u, v, lane, m)[1] if at_most else 0
     for j in range(m):
-        scaled = math.ldexp(float(v[j * LANES + lane]), exact_shift - shift)
+        scaled = math.ldexp(float(v[j * LANES + lane] - centre), exact_shift - shift)
         repair_v[j] = np.int64(min(max(scaled, -LARGEST_START), LARGEST_START))
     repair_v[m] = 0
     repair_block(exact, flow, n, at_most, repair_u, repair_v, work, size_token)

@@ -52,15 +52,11 @@ def repair_block(scores, flow, n, has_dummy, u, v, work, size_token):
     size_token : tuple
         Its length is E.
     """
-    size = len(size_token)
+    size = len(u)
     removable, addable, target, row_from, column_from, row_distance, column_distance = work
     for i in range(size - 1):
         target[i] = n
-        kept = 0
-        for j in range(size - 1):
-            kept += flow[i, j]
-        if kept != n:
-            _refill_row(scores, flow, removable, addable, v, i, n, kept, has_dummy)
+        _refill_row(scores, flow, removable, addable, v, i, n, has_dummy)
     target[size - 1] = n * (size - 1) if has_dummy else 0
     _set_dummies(scores, flow, removable, addable, n, has_dummy)
     _settle(scores, flow, removable, addable, n, u, v, row_from, column_from, size_token)
@@ -76,9 +72,12 @@ def repair_block(scores, flow, n, has_dummy, u, v, work, size_token):
 
 
 @kernel
-def _refill_row(scores, flow, removable, addable, v, i, n, kept, has_dummy):
+def _refill_row(scores, flow, removable, addable, v, i, n, has_dummy):
     """Remove the least or add the largest score - v of a row until it keeps N; under "at_most" no negative ones."""
     size = len(scores)
+    kept = 0
+    for j in range(size - 1):
+        kept += flow[i, j]
     while kept != n:
         best, place = -NEVER, -1
         for j in range(size - 1):

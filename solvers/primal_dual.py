@@ -126,7 +126,7 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
     n, m = pattern.n, pattern.m
     block_rows, block_columns = blocks.weights.shape[1:3]
     layout = np.zeros((5, 4), np.int64)
-    layout[0, :2] = block_rows, block_columns
+    layout[0] = block_rows, block_columns, n, m
     nothing = np.empty((0, 0, 0, 0))
     grids = blocks.weights, blocks.mask, *(nothing if duals is None else duals for duals in (blocks.u, blocks.v))
     for row, grid in enumerate(grids, 1):
