@@ -211,3 +211,4 @@ def test_counts_multiply():
 def test_an_estimate_has_no_integer():
     count = MaskCount(((Estimate(10.0, 0.25), 4), (Integer(2), 1)))
     assert (count.value, count.log2, count.log2_error) == (None, 41.0, 1.0)
+    assert MaskCount(((Estimate(10.0, 0.0), 1),)).value is None

@@ -111,6 +111,13 @@ def test_a_mask_is_drawn_entry_by_entry_over_its_blocks(weights):
     assert [label.get_text() for label in ax.get_xticklabels()] == [str(index) for index in range(10)]
 
 
+def test_a_large_mask_has_lines_between_blocks_only():
+    mask = np.tile(np.eye(4, dtype=bool), (20, 20))
+    ax = plotting.plot_mask(mask, 4)
+    assert [len(item.get_segments()) for item in ax.collections if hasattr(item, "get_segments")] == [21, 21]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [str(12 * index) for index in range(7)]
+
+
 def test_a_shaded_mask_shows_the_magnitudes_of_what_is_kept(weights):
     mask = tm.transposable_mask(weights, "2:4")
     ax = plotting.plot_mask(mask, 4, weights=weights)

@@ -184,12 +184,17 @@ def test_weights_of_any_dtype_are_compared_by_magnitude_and_left_alone(structure
     assert weights.tobytes() == before.tobytes()
 
 
-@pytest.mark.parametrize("structure", [Block((2, 2), 0.5), Channel(0.5)], ids=str)
-def test_sums_of_huge_weights_do_not_overflow(structure):
-    weights = np.full((4, 4), 1e308)
-    weights[2:, 2:] = 1.5e308
-    best = structure.best_mask(weights)
-    assert best[2:, 2:].all()
+@pytest.mark.parametrize("structure", [Block((2, 2), 0.25), Channel(0.5)], ids=str)
+@pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e300], ids=str)
+def test_sums_of_tiny_and_huge_weights_are_compared(structure, scale):
+    weights = np.full((4, 4), scale if scale < 1 else scale / 2)
+    weights[2:, 2:] *= 2
+    assert structure.best_mask(weights)[2:, 2:].all()
+
+
+def test_the_density_is_what_is_kept_without_edges():
+    for structure in (NM(1, 4), Transposable(1, 4), Unstructured(0.25), Block((4, 4), 0.25), Channel(0.25)):
+        assert structure.density == structure.best_mask(np.arange(256.0).reshape(16, 16)).mean() == 0.25
 
 
 def test_a_convolution_is_counted_at_every_position_and_pruned_by_filters():
@@ -303,3 +308,4 @@ def test_a_product_finds_and_checks_the_masks_of_its_layers():
     masks["b"] = ~masks["b"] & (np.arange(5) > 0)
     assert {name: bool(report) for name, report in network.check(masks).items()} == {"a": True, "b": False}
     assert str(network) == "product of 2:4 transposable, channels 0.5"
+    assert repr(network).startswith("Product({'a': Transposable(n=2, m=4")

@@ -23,8 +23,6 @@ from .mask_count import Binomial, MaskCount
 
 __all__ = ["Block", "Channel", "Unstructured"]
 
-_LARGE = 1e270  # scores above this are scaled down, so that their sums do not overflow
-
 
 def as_density(density: float) -> float:
     """Return `density` as a float in [0, 1].
@@ -78,8 +76,6 @@ class _KeptShare(Structure):
 
     def _best_mask(self, weights: Array) -> NDArray[np.bool_]:
         scores = np.abs(weights.astype(score_dtype(weights.dtype)))
-        if float(scores.max(initial=0.0)) > _LARGE:
-            scores = scores * 2.0**-100
         return self._spread(largest(self._reduce(scores), self._kept_units(weights.shape)[1]), weights.shape)
 
     def _offence(self, mask: NDArray[np.bool_]) -> str:
