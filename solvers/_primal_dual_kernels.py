@@ -205,15 +205,23 @@ def _load(weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, la
     floors[lane] = -LARGEST_DUAL
     m = layout[0, 3]
     if warm:
+        first, second = _powers(lanes[SHIFT, lane])
         largest = float(LARGEST_DUAL)
         for j in range(m):
-            scaled = math.ldexp(u_flat[lanes[U_AT, lane] + j * layout[3, 3]], lanes[SHIFT, lane])
+            scaled = u_flat[lanes[U_AT, lane] + j * layout[3, 3]] * first * second
             u[j * LANES + lane] = np.int32(min(max(scaled, -largest), largest))
-            scaled = math.ldexp(v_flat[lanes[V_AT, lane] + j * layout[4, 3]], lanes[SHIFT, lane])
+            scaled = v_flat[lanes[V_AT, lane] + j * layout[4, 3]] * first * second
             v[j * LANES + lane] = np.int32(min(max(scaled, -largest), largest))
     else:
         for j in range(m):
             v[j * LANES + lane] = 0
+
+
+@kernel
+def _powers(exponent):
+    """Split 2**exponent, which may overflow, into two powers of two that do not."""
+    half = exponent // 2
+    return math.ldexp(1.0, half), math.ldexp(1.0, exponent - half)
 
 
 @kernel
@@ -287,10 +295,10 @@ def _set_floor(u, v, floors, lane, m):
 @kernel
 def _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, m):
     """Write the duals of a block, shifted and scaled back."""
-    exponent = -lanes[SHIFT, lane]
+    first, second = _powers(-lanes[SHIFT, lane])
     for j in range(m):
-        u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = math.ldexp(float(u[j * LANES + lane] + shift), exponent)
-        v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = math.ldexp(float(v[j * LANES + lane] - shift), exponent)
+        u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = (u[j * LANES + lane] + shift) * first * second
+        v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = (v[j * LANES + lane] - shift) * first * second
 
 
 @kernel
@@ -308,8 +316,9 @@ def _repair(
         weights, start, stride, shift, u, v, lane, lane_noise, exact_shift, exact, flow, work[0], work[1], m_token
     )
     centre = _least_sum(u, v, lane, m)[1] if at_most else 0
+    first, second = _powers(exact_shift - shift)
     for j in range(m):
-        scaled = math.ldexp(float(v[j * LANES + lane] - centre), exact_shift - shift)
+        scaled = (v[j * LANES + lane] - centre) * first * second
         repair_v[j] = np.int64(min(max(scaled, -LARGEST_START), LARGEST_START))
     repair_v[m] = 0
     repair_block(exact, flow, n, at_most, repair_u, repair_v, work, size_token)
@@ -318,6 +327,7 @@ def _repair(
         for j in range(m):
             mask[place + j] = flow[i, j] > 0
     if u_flat.size:
+        first, second = _powers(-exact_shift)
         for j in range(m):
-            u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = math.ldexp(float(repair_u[j]), -exact_shift)
-            v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = math.ldexp(float(repair_v[j]), -exact_shift)
+            u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = repair_u[j] * first * second
+            v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = repair_v[j] * first * second
