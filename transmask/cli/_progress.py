@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions
     from rich.progress import Progress, Task
+
+    from ..solvers import Solver
 
 __all__ = ["TensorProgress"]
 
@@ -25,20 +27,26 @@ class TensorProgress:
         How many weights there are in all.
     n_tensors : int
         In how many tensors.
+    solvers : iterable of Solver
+        At work, to tell when one of them is being compiled.
     """
 
-    def __init__(self, n_weights: int, n_tensors: int) -> None:
+    def __init__(self, n_weights: int, n_tensors: int, solvers: Iterable[Solver] = ()) -> None:
         self._n_weights = n_weights
         self._n_tensors = n_tensors
         self._n_done = 0
         self._n_weights_done = 0
         self._began = time.perf_counter()
         self._name = ""
+        self._compiles = any(solver.info.needs == "numba" for solver in solvers)
         self._listening = ExitStack()
         self._said = False
+        self._n_compiling = 0
         self._bar = _bar() if sys.stderr.isatty() else None
 
     def __enter__(self) -> TensorProgress:
+        if self._compiles:
+            self._listening.enter_context(_listening_to_numba(self._compiling))
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task("", total=self._n_weights, tensor="", rate="")
@@ -53,15 +61,14 @@ class TensorProgress:
 
     def begin(self, name: str) -> None:
         """Show that the tensor `name` is worked on."""
-        if not self._name and "numba" in sys.modules:
-            self._listening.enter_context(_listening_to_numba(self._compiling))
         self._name = name
         self._show(name)
 
     def _compiling(self, begins: bool) -> None:
         """Say that the time goes into compiling the solver, which happens in the first run on a machine."""
         notice = "compiling the solver, once for all runs"
-        self._show(notice if begins else self._name)
+        self._n_compiling += 1 if begins else -1  # while one function is compiled, those that it calls are
+        self._show(notice if self._n_compiling else self._name)
         if not self._said and self._bar is None:
             _write_line(notice)
         self._said = True

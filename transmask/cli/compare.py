@@ -66,7 +66,7 @@ def compare(
     workers, left_out = _workers(solver, plan.pattern, plan.constraint)
     blocks, n_all = sample_blocks(plan, sample)
     rows = []
-    with TensorProgress(blocks.size * len(workers), len(workers)) as progress:
+    with TensorProgress(blocks.size * len(workers), len(workers), workers) as progress:
         for worker in workers:
             progress.begin(worker.info.name)
             rows.append(_row(worker, blocks, pattern, constraint, threads))

@@ -84,7 +84,7 @@ def prune(
     plan = plan_pruning(model, pattern, constraint=constraint, solver=solver, include=include, exclude=exclude)
     outcomes: list[PrunedTensor] = []
     if not dry_run:
-        with TensorProgress(plan.n_weights, len(plan.axes)) as progress:
+        with TensorProgress(plan.n_weights, len(plan.axes), [plan.solver]) as progress:
             outcomes = prune_checkpoint(
                 plan, output, masks=masks, apply=apply, threads=threads, progress=_shown_on(progress)
             )
