@@ -1,0 +1,246 @@
+"""What train_digits.py and train_charlm.py share: the ways of training, the loop, and the table of results.
+
+Every way starts from the same weights and sees the same batches. The masked layers, the density, the refresh interval
+and the decay are the same too; only the structure of the mask and who finds it differ.
+"""
+
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import transmask as tm
+from transmask.torch import reconstruct, sparsify
+
+PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+SEEDS = (0, 1, 2)
+REFRESH_EVERY = 40
+DECAY = 2e-4
+
+MASKED = {
+    "plain N:M, SR-STE": {"transposable": False},
+    "transposable, greedy, SR-STE": {"solver": "greedy"},
+    "transposable, exact, SR-STE": {},
+    "transposable, exact, first mask kept": {"estimator": "fixed"},
+}
+"""Ways that train with masks, as options of `sparsify`."""
+
+WAYS = (
+    "dense",
+    "unstructured, SR-STE",
+    *MASKED,
+    "dense, then transposable mask in one shot",
+    "dense, then one shot and reconstruct",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What there is to learn."""
+
+    name: str
+    pattern: tm.Pattern
+    layers: str
+    build: Callable[[], nn.Module]
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    steps: int
+    loss: Callable[[nn.Module, int], Tensor]
+    """The training loss on the batch of a step."""
+    score: Callable[[nn.Module], float]
+    """The result on held-out data."""
+    calibration: Callable[[], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run gave; times are in seconds."""
+
+    score: float
+    flips: float | None
+    last_flip_rate: float | None
+    mask_s: float
+    run_s: float
+
+
+class UnstructuredMask(nn.Module):
+    """Keep the largest magnitudes of a weight wherever they are: the same density and gradient, no structure."""
+
+    def __init__(self, weight: Tensor, density: float) -> None:
+        super().__init__()
+        self.kept = round(density * weight.numel())
+        self.register_buffer("mask", self.find(weight))
+
+    def find(self, weight: Tensor) -> Tensor:
+        """Return the mask of the largest magnitudes."""
+        mask = torch.zeros(weight.numel(), dtype=torch.bool)
+        mask[weight.detach().abs().flatten().topk(self.kept).indices] = True
+        return mask.view(weight.shape)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return S * W with a straight-through gradient."""
+        return weight - weight.detach().masked_fill(self.mask, 0)
+
+
+class UnstructuredController:
+    """Treat the weights of a model as `sparsify` would, under unstructured masks."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        self.weights = []
+        self.steps, self.flips, self.mask_s = 0, [], 0.0
+        for name in sparsify(deepcopy(model), task.pattern, layers=task.layers).masks():
+            path, _, attribute = name.rpartition(".")
+            module = model.get_submodule(path)
+            structure = UnstructuredMask(getattr(module, attribute), task.pattern.density)
+            parametrize.register_parametrization(module, attribute, structure)
+            self.weights.append((module.parametrizations[attribute].original, structure))
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Add the decay before a step and refresh the masks after it."""
+        optimizer.register_step_pre_hook(self._add_decay)
+        optimizer.register_step_post_hook(self._refresh)
+
+    def _add_decay(self, *_: object) -> None:
+        for weight, structure in self.weights:
+            weight.grad += DECAY * weight.detach().masked_fill(structure.mask, 0)
+
+    def _refresh(self, *_: object) -> None:
+        self.steps += 1
+        if self.steps % REFRESH_EVERY:
+            return
+        began, flipped = time.perf_counter(), 0
+        for weight, structure in self.weights:
+            mask = structure.find(weight)
+            flipped += int((mask ^ structure.mask).sum())
+            structure.mask.copy_(mask)
+        self.flips.append(flipped / sum(weight.numel() for weight, _ in self.weights))
+        self.mask_s += time.perf_counter() - began
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    advance: Callable[[], None],
+    attach: Callable[[torch.optim.Optimizer], object] = lambda optimizer: None,
+) -> float:
+    """Run the steps of the task, with a learning rate that falls to zero along a cosine; return the seconds."""
+    began = time.perf_counter()
+    optimizer = task.optimizer(model.parameters())
+    attach(optimizer)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.steps)
+    model.train()
+    for step in range(task.steps):
+        optimizer.zero_grad()
+        task.loss(model, step).backward()
+        optimizer.step()
+        schedule.step()
+        advance()
+    return time.perf_counter() - began
+
+
+def run_masked(task: Task, options: dict[str, object], advance: Callable[[], None]) -> Outcome:
+    """Train with masks from the start."""
+    model = task.build()
+    began = time.perf_counter()
+    controller = sparsify(model, task.pattern, layers=task.layers, refresh_every=REFRESH_EVERY, decay=DECAY, **options)
+    mask_s = time.perf_counter() - began
+    run_s = mask_s + train(model, task, advance, controller.attach)
+    mask_s += sum(record.seconds for record in controller.history)
+    size = sum(mask.numel() for mask in controller.masks().values())
+    last_step = max((record.step for record in controller.history), default=0)
+    last = sum(record.flipped for record in controller.history if record.step == last_step)
+    flips = sum(record.flipped for record in controller.history)
+    controller.remove()
+    return Outcome(task.score(model), flips / size, last / size, mask_s, run_s)
+
+
+def run_unstructured(task: Task, advance: Callable[[], None]) -> Outcome:
+    """Train with unstructured masks from the start."""
+    model = task.build()
+    controller = UnstructuredController(model, task)
+    run_s = train(model, task, advance, controller.attach)
+    return Outcome(task.score(model), sum(controller.flips), controller.flips[-1], controller.mask_s, run_s)
+
+
+def run_seed(make_task: Callable[[int], Task], seed: int, advance: Callable[[], None]) -> dict[str, Outcome]:
+    """Run every way with one seed."""
+    task = make_task(seed)
+    dense = task.build()
+    run_s = train(dense, task, advance)
+    found = {
+        "dense": Outcome(task.score(dense), None, None, 0.0, run_s),
+        "unstructured, SR-STE": run_unstructured(task, advance),
+    }
+    for way, options in MASKED.items():
+        found[way] = run_masked(task, options, advance)
+    pruned, refitted = deepcopy(dense), deepcopy(dense)
+    began = time.perf_counter()
+    sparsify(pruned, task.pattern, layers=task.layers).remove()
+    mask_s = time.perf_counter() - began
+    found[WAYS[-2]] = Outcome(task.score(pruned), None, None, mask_s, run_s + mask_s)
+    began = time.perf_counter()
+    reconstruct(refitted, task.calibration(), task.pattern, layers=task.layers, progress=False)
+    found[WAYS[-1]] = Outcome(task.score(refitted), None, None, mask_s, run_s + time.perf_counter() - began)
+    return found
+
+
+def table(runs: list[dict[str, Outcome]], score: str, form: Callable[[float], str]) -> str:
+    """Return mean and sample standard deviation over the seeds, a row for every way."""
+    lines = [
+        f"| way of training | {score} | flips per weight | flipped at the last refresh | finding masks | of the run |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way in WAYS:
+        outcomes = [run[way] for run in runs]
+        scores = [outcome.score for outcome in outcomes]
+        cells = [f"{form(statistics.mean(scores))} ± {form(statistics.stdev(scores))}"]
+        for key, spec in (("flips", ".2f"), ("last_flip_rate", ".2%")):
+            values = [getattr(outcome, key) for outcome in outcomes]
+            cells.append("" if None in values else format(statistics.mean(values), spec))
+        mask_s = statistics.mean(outcome.mask_s for outcome in outcomes)
+        share = mask_s / statistics.mean(outcome.run_s for outcome in outcomes)
+        cells += [f"{1000 * mask_s:.0f} ms", f"{share:.1%}"] if mask_s else ["", ""]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def versions() -> str:
+    """Say what ran."""
+    return f"Python {platform.python_version()}, torch {torch.__version__}, transmask {version('transmask')}"
+
+
+def write_section(name: str, body: str) -> None:
+    """Put `body` between the markers of a section of docs/training.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+    section = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
+    if len(section.findall(text)) != 1:
+        raise ValueError(f"{PAGE} must hold the section {name!r} once")
+    PAGE.write_text(section.sub(lambda _: f"{begin}\n{body}\n{end}", text), encoding="utf-8")
+
+
+def experiment(make_task: Callable[[int], Task], score: str, form: Callable[[float], str], notes: str) -> None:
+    """Run every way with every seed, and write and print the table."""
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(True)
+    task = make_task(SEEDS[0])
+    tm.transposable_mask(torch.ones(task.pattern.m, task.pattern.m), task.pattern)  # compile before the clock runs
+    tm.transposable_mask(torch.ones(task.pattern.m, task.pattern.m), task.pattern, solver="greedy")
+    runs = []
+    with Progress() as progress:
+        total = len(SEEDS) * task.steps * (2 + len(MASKED))
+        bar = progress.add_task(task.name, total=total)
+        for seed in SEEDS:
+            runs.append(run_seed(make_task, seed, lambda: progress.advance(bar)))
+    body = f"{notes}\n\n{table(runs, score, form)}\n\n{versions()}."
+    write_section(task.name, body)
+    print(body)

@@ -1,0 +1,38 @@
+"""The examples of docs/training.md run, and its tables stand where the scripts write them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+CHECKOUT = Path(__file__).parents[1]
+PAGE = (CHECKOUT / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_run_in_order(capsys):
+    blocks = re.findall(r"```py\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len(blocks) >= 6
+    names = {}
+    for block in blocks:
+        exec(compile(block, "docs/training.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "+ 0.weight" in printed
+    assert "\n2:8\n" in printed
+    assert (names["resumed"][0].weight == 0).float().mean() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("section", "script"),
+    [
+        ("refresh", "benchmarks/torch_refresh.py"),
+        ("digits", "examples/train_digits.py"),
+        ("charlm", "examples/train_charlm.py"),
+    ],
+)
+def test_every_table_has_its_script(section, script):
+    assert PAGE.count(f"<!-- begin: {section} -->\n") == PAGE.count(f"<!-- end: {section} -->") == 1
+    assert f'"{section}"' in (CHECKOUT / script).read_text(encoding="utf-8")
