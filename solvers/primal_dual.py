@@ -133,16 +133,19 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
         layout[row] = [stride // grid.itemsize for stride in grid.strides[:4]]
     flat = _flat(blocks.weights, writeable=False), *(_flat(grid, writeable=True) for grid in grids[1:])
     tokens = (0,) * m, (0,) * n, (0,) * (m + 1)
-    half_sweep_limit = 2 * m + 24  # more than 99 of 100 Gaussian blocks need
-
     def solve(first: int) -> None:
         solve_span(
             *flat, layout, first, min(first + span, blocks.count), _scratch(m), _noise(m),
-            blocks.constraint == "at_most", warm, half_sweep_limit, *tokens,
+            blocks.constraint == "at_most", warm, half_sweep_limit(m), *tokens,
         )  # fmt: skip
 
     span = max(4 * LANES, -(-blocks.count // (threads * SPANS_A_THREAD))) if threads > 1 else max(1, blocks.count)
     run_parallel(solve, range(0, max(1, blocks.count), span), threads)
+
+
+def half_sweep_limit(m: int) -> int:
+    """Return the half sweeps after which phase 2 takes over; more than 99 of 100 Gaussian blocks need."""
+    return 2 * m + 24
 
 
 def _flat(grid: Array, *, writeable: bool) -> Array:
