@@ -28,7 +28,7 @@ from numba.extending import intrinsic, overload
 
 from ._selection_network import selection_network
 
-__all__ = ["LANES", "LARGEST_DUAL", "LOW", "half_sweep"]
+__all__ = ["LANES", "LARGEST_DUAL", "LOW", "LineVectors", "half_sweep"]
 
 LANES = 16  # one AVX-512 register, or two of AVX2, of int32
 
@@ -117,14 +117,14 @@ def _vector_half_sweep(
             context.make_array(signature.args[index])(context, builder, arguments[index]).data
             for index in (0, 3, 4, 5, 6)
         ]
-        return _HalfSweep(builder, len(m_token), len(n_token)).emit(*pointers, *arguments[1:3])
+        return LineVectors(builder, len(m_token), len(n_token)).emit(*pointers, *arguments[1:3])
 
     signature = types.int64(scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token)
     return signature, generate
 
 
-class _HalfSweep:
-    """Emit `half_sweep` as LLVM vector instructions."""
+class LineVectors:
+    """The instructions of a half sweep, on LLVM vectors with a block in every lane."""
 
     def __init__(self, builder, m, n):
         self.builder, self.m, self.n = builder, m, n

@@ -50,23 +50,9 @@ LARGEST_START = float(1 << 56)
 
 @kernel
 def solve_span(
-    weights,
-    mask,
-    u_flat,
-    v_flat,
-    layout,
-    first,
-    last,
-    scratch,
-    noise,
-    at_most,
-    warm,
-    limit,
-    m_token,
-    n_token,
-    size_token,
+    weights, mask, u_flat, v_flat, layout, todo, scratch, noise, at_most, warm, limit, m_token, n_token, size_token
 ):
-    """Solve the blocks `first` to `last` - 1 of a grid.
+    """Solve the blocks `todo` of a grid.
 
     Parameters
     ----------
@@ -79,7 +65,8 @@ def solve_span(
     layout : ndarray of int64, shape (5, 4)
         Row 0: Br, Bc, N, M. Rows 1 to 4, for weights, mask, u and v, in entries: the strides of the matrices, of the
         block rows, of the block columns, and of the rows of a block (weights, mask) or of its duals.
-    first, last : int
+    todo : ndarray of int64, shape (count,)
+        Numbers of blocks.
     scratch : ndarray of int32, shape ((M * M + 3 * M + 1) * LANES,), aligned to 64 bytes
     noise : ndarray of int32, shape (2 * M * M,)
         The perturbation of tied blocks, then as many zeros.
@@ -96,16 +83,16 @@ def solve_span(
     scratch[:] = 0
     lanes = np.zeros((7, LANES), np.int64)
     workspace = repair_workspace(m + 1)
-    settled, busy, zoomed, fresh, coming, half_sweeps, expiry = 0, 0, 0, 0, first, 0, limit
-    while busy or zoomed or coming < last:
-        if busy != ALL_LANES and (zoomed or coming < last):
+    settled, busy, zoomed, fresh, coming, half_sweeps, expiry = 0, 0, 0, 0, 0, 0, limit
+    while busy or zoomed or coming < len(todo):
+        if busy != ALL_LANES and (zoomed or coming < len(todo)):
             fresh = ALL_LANES & ~busy
             for lane in range(LANES):
                 bit = 1 << lane
                 if zoomed & bit:
                     _load(weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane, m_token)
-                elif not busy & bit and coming < last:
-                    _place(weights, layout, coming, lanes, lane, m_token)
+                elif not busy & bit and coming < len(todo):
+                    _place(weights, layout, todo[coming], lanes, lane, m_token)
                     _load(weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane, m_token)
                     coming += 1
                 else:
@@ -276,10 +263,10 @@ def _least_sum(u, v, lane, m):
 @kernel
 def _rests_at_zero(middles, lane, m):
     """Tell whether the middle of a line is 0, as it is where zeros tie."""
+    zeros = 0
     for line in range(m):
-        if middles[line * LANES + lane] == 0:
-            return True
-    return False
+        zeros += middles[line * LANES + lane] == 0
+    return zeros > 0
 
 
 @kernel
@@ -302,9 +289,7 @@ def _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, m):
 
 
 @kernel
-def _repair(
-    weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most, m_token, size_token
-):
+def _repair(weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most, m_token, size_token):
     """Hand a block over to phase 2, with the mask at the thresholds of its lane to begin with."""
     m, n = layout[0, 3], layout[0, 2]
     exact, flow, repair_u, repair_v, work = workspace

@@ -45,12 +45,14 @@ from . import TABLE
 from ._base import Solver
 from ._dual_sweep_kernels import LANES
 from ._primal_dual_kernels import solve_span
+from ._tile_kernels import LARGEST_TILE_M, solve_tiles
 
 __all__ = ["PrimalDual"]
 
 NOISE_BITS = 20  # of 28: more, and true scores are reordered; fewer, and tied blocks take more sweeps
 CHUNK_ENTRIES = 1 << 17  # blocks that must be copied are copied 1 MB at a time
 SPANS_A_THREAD = 3  # lanes run empty at the end of a span, but threads may not be equally fast
+LARGEST_SPAN = 1 << 15  # blocks; their numbers take 0.25 MB
 
 
 class PrimalDual(Solver):
@@ -111,14 +113,16 @@ def _rows_are_contiguous(grid: Array) -> bool:
 
 
 def _contiguous(part: Blocks) -> Blocks:
-    """Copy blocks into one row of contiguous blocks of float32 or float64."""
+    """Copy blocks side by side into a matrix of M rows, of float32 or float64."""
     m = part.mask.shape[-1]
-    weights = part.weights.astype(score_dtype(part.weights.dtype), order="C").reshape(1, 1, -1, m, m)
+    rows = part.weights.transpose(3, 0, 1, 2, 4).astype(score_dtype(part.weights.dtype), order="C").reshape(m, -1, m)
+    weights = rows.swapaxes(0, 1)[None, None]
     u, v = (
         None if duals is None else duals.astype(np.float64, order="C").reshape(1, 1, -1, m)
         for duals in (part.u, part.v)
     )
-    return Blocks(weights, np.empty(weights.shape, np.bool_), u, v, part.constraint)
+    mask = np.empty(rows.shape, np.bool_).swapaxes(0, 1)[None, None]
+    return Blocks(weights, mask, u, v, part.constraint)
 
 
 def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) -> None:
@@ -133,14 +137,31 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
         layout[row] = [stride // grid.itemsize for stride in grid.strides[:4]]
     flat = _flat(blocks.weights, writeable=False), *(_flat(grid, writeable=True) for grid in grids[1:])
     tokens = (0,) * m, (0,) * n, (0,) * (m + 1)
-    def solve(first: int) -> None:
-        solve_span(
-            *flat, layout, first, min(first + span, blocks.count), _scratch(m), _noise(m),
-            blocks.constraint == "at_most", warm, half_sweep_limit(m), *tokens,
-        )  # fmt: skip
+    at_most = blocks.constraint == "at_most"
 
-    span = max(4 * LANES, -(-blocks.count // (threads * SPANS_A_THREAD))) if threads > 1 else max(1, blocks.count)
-    run_parallel(solve, range(0, max(1, blocks.count), span), threads)
+    def solve_blocks(todo: NDArray[np.int64]) -> None:
+        solve_span(*flat, layout, todo, _scratch(m), _noise(m), at_most, warm, half_sweep_limit(m), *tokens)
+
+    def solve_rows(first: int) -> None:
+        last = min(first + span, rows_of_blocks)
+        left = np.empty((last - first) * block_columns, np.int64)
+        count = solve_tiles(*flat[:2], layout, first, last, at_most, left, *tokens[:2])
+        solve_blocks(left[:count])
+
+    rows_of_blocks = blocks.count // max(1, block_columns)
+    if m <= LARGEST_TILE_M and blocks.u is None and flat[0].dtype == np.float32 and layout[1, 2] == layout[2, 2] == m:
+        span = _span(rows_of_blocks, threads, LARGEST_SPAN // max(1, block_columns))
+        run_parallel(solve_rows, range(0, max(1, rows_of_blocks), span), threads)
+    else:
+        span = _span(blocks.count, threads, LARGEST_SPAN)
+        numbers = (np.arange(first, min(first + span, blocks.count)) for first in range(0, max(1, blocks.count), span))
+        run_parallel(solve_blocks, numbers, threads)
+
+
+def _span(count: int, threads: int, largest: int) -> int:
+    """Return how much a thread takes at a time."""
+    share = -(-count // (threads * SPANS_A_THREAD)) if threads > 1 else count
+    return max(1, min(share, largest))
 
 
 def half_sweep_limit(m: int) -> int:
