@@ -257,6 +257,16 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path, suffix):
     assert list(files_in(tmp_path)) == [path.name]
 
 
+def test_a_file_that_shrinks_in_a_tensor_that_is_only_copied(tmp_path):
+    path = tmp_path / "m.safetensors"
+    write_safetensors(path, {"w": np.eye(4), "embed": np.ones((64, 64))})
+    plan = plan_pruning(path, "2:4")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(tm.CheckpointError, match="changed while it was read"):
+        prune_checkpoint(plan, tmp_path / "new.safetensors")
+    assert list(files_in(tmp_path)) == [path.name]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_a_weight_that_is_not_finite_is_refused_with_the_name_of_its_tensor(tmp_path, bad, dtype):

@@ -391,6 +391,7 @@ def test_a_long_name_is_folded_where_the_terminal_is_narrow(tmp_path):
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).replace("\r", "")
     table = plain[plain.rindex("tensor  ") :]
     assert "100.00 %" in table
+    assert max(map(len, table.splitlines())) <= 60
     assert name in "".join(line.split(" ")[0] for line in table.splitlines()[1:8])
 
 
