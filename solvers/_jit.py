@@ -1,8 +1,8 @@
 """Compile kernels with numba: lazily, without the interpreter lock, and cached on disk where that is possible.
 
 A kernel is a serial function over blocks; threads are the caller's business. numba keeps the compiled code next to the
-source, in the user's cache folder, or in NUMBA_CACHE_DIR. Kernels that call each other stand in one file: a cached
-caller does not notice that a helper in another file has changed.
+source, in the user's cache folder, or in NUMBA_CACHE_DIR. It is compiled anew when any module of the folder changes: a
+kernel may call what another file defines, which numba itself would not notice.
 
 With NUMBA_DISABLE_JIT=1 a kernel is the Python function itself.
 """
@@ -11,8 +11,11 @@ With NUMBA_DISABLE_JIT=1 a kernel is the Python function itself.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -29,6 +32,10 @@ class BestEffortCache(FunctionCache):
     read. Neither is a reason to fail.
     """
 
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file._source_stamp = _folder_stamp(Path(function.__code__.co_filename).parent)
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled code for a signature, or None if there is none that can be read."""
         try:
@@ -42,6 +49,15 @@ class BestEffortCache(FunctionCache):
             super().save_overload(sig, data)
         except Exception:
             self.disable()
+
+
+@cache
+def _folder_stamp(folder: Path) -> str:
+    """Return a digest of the text of all modules of a folder."""
+    digest = hashlib.sha256()
+    for module in sorted(folder.glob("*.py")):
+        digest.update(module.name.encode() + module.read_bytes())
+    return digest.hexdigest()
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:

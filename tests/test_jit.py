@@ -55,6 +55,14 @@ def test_a_second_process_loads_what_the_first_compiled(tmp_path):
     assert run_kernels(tmp_path, **cache) == ["4", "1"]
 
 
+def test_a_change_in_another_file_of_the_folder_compiles_anew(tmp_path):
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_DISABLE_JIT": "0", "NUMBA_BOUNDSCHECK": "0"}
+    run_kernels(tmp_path, **cache)
+    (tmp_path / "other.py").write_text("CONSTANT = 1")
+    assert run_kernels(tmp_path, **cache) == ["4", "0"]
+    assert run_kernels(tmp_path, **cache) == ["4", "1"]
+
+
 def test_a_damaged_cache_is_compiled_anew(tmp_path):
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_DISABLE_JIT": "0", "NUMBA_BOUNDSCHECK": "0"}
     run_kernels(tmp_path, **cache)
