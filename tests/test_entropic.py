@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import families
 import naive
+import numba
 import numpy as np
 import pytest
 from scipy.special import logsumexp
@@ -12,6 +13,8 @@ from transmask.solvers._entropic_kernels import LANES, transport_plans
 from transmask.solvers.greedy import greedy_masks
 
 import transmask as tm
+
+compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
 
 
 def textbook_dykstra(scores, n, tau, rounds, constraint):
@@ -39,18 +42,20 @@ def plan(scores, n, tau, rounds, constraint):
 @pytest.mark.parametrize("family", families.FAMILIES)
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 5), (7, 8)])
 def test_the_plan_is_that_of_the_textbook(family, n, m, constraint):
-    scores = family(np.random.default_rng(m), 3, m).astype(np.float64)
-    for tau, rounds in ((1e-3, 5), (1.0, 1), (1.0, 2), (100.0, 300), (1e4, 200), (1e6, 30)):
+    scores = family(np.random.default_rng(m), 2, m).astype(np.float64)
+    for tau, rounds in ((1e-3, 5), (1.0, 1), (1.0, 2), (100.0, 150), (1e4, 150), (1e6, 30)):
         expected = np.exp(textbook_dykstra(scores, n, tau, rounds, constraint))
         assert np.allclose(plan(scores, n, tau, rounds, constraint), expected, rtol=0, atol=1e-15 * max(tau, 1e4)), tau
 
 
+@compiled
 def test_the_plan_of_larger_blocks_is_that_of_the_textbook(constraint):
     scores = families.gaussian(np.random.default_rng(0), LANES + 1, 32)
     expected = np.exp(textbook_dykstra(scores, 16, 100.0, 300, constraint))
     assert np.allclose(plan(scores, 16, 100.0, 300, constraint), expected, rtol=0, atol=1e-11)
 
 
+@compiled
 def test_a_converged_plan_holds_its_constraints_and_is_optimal_for_them(constraint):
     """Where 0 < P < 1, log P - tau S is a sum of a row and a column number, at or below 0 for "at_most"."""
     scores = families.gaussian(np.random.default_rng(1), 4, 6)
@@ -71,6 +76,7 @@ def test_a_converged_plan_holds_its_constraints_and_is_optimal_for_them(constrai
         assert np.allclose(lines @ logarithms, left, rtol=0, atol=1e-9)
 
 
+@compiled
 @pytest.mark.parametrize(("n", "m", "loss"), [(2, 4, 2e-4), (4, 8, 2e-3), (8, 16, 3e-3)])
 def test_rounding_loses_what_the_peer_was_measured_to_lose(n, m, loss):
     """0.00 %, 0.12 % and 0.19 % after 300 rounds with tau = 100, before anything is repaired; then less."""
@@ -83,6 +89,7 @@ def test_rounding_loses_what_the_peer_was_measured_to_lose(n, m, loss):
     assert -1e-12 <= completed <= lost <= loss
 
 
+@compiled
 def test_more_rounds_and_less_entropy_lose_less():
     scores = families.gaussian(np.random.default_rng(3), 200, 8)
     kept = [
@@ -92,6 +99,7 @@ def test_more_rounds_and_less_entropy_lose_less():
     assert kept[0] < kept[1] < kept[2]
 
 
+@compiled
 def test_swaps_that_gain_are_made_for_at_most_as_many_as_asked_for():
     scores = families.gaussian(np.random.default_rng(4), 100, 16)
     masks = [
@@ -121,14 +129,14 @@ def test_masks_are_feasible_whatever_the_plan_is_worth(tau, constraint):
 def test_a_block_does_not_depend_on_its_neighbours(constraint):
     rng = np.random.default_rng(6)
     scores = np.concatenate([family(rng, 2, 8).astype(np.float64) for family in families.FAMILIES])
-    together = transport_plans(scores, 4, 100.0, 200, constraint == "at_most")
+    together = transport_plans(scores, 4, 100.0, 100, constraint == "at_most")
     order = rng.permutation(len(scores))
-    shuffled = transport_plans(scores[order], 4, 100.0, 200, constraint == "at_most")
+    shuffled = transport_plans(scores[order], 4, 100.0, 100, constraint == "at_most")
     assert np.array_equal(shuffled, together[order])
 
 
 def test_the_size_of_the_scores_does_not_matter(constraint):
-    scores = families.gaussian(np.random.default_rng(7), 20, 8)
+    scores = families.gaussian(np.random.default_rng(7), 3, 8)
     masks = [
         tm.transposable_mask(scores * 2.0**power, "4:8", constraint=constraint, solver="entropic")
         for power in (0, 500, -500)
