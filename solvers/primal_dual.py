@@ -71,7 +71,8 @@ class PrimalDual(Solver):
 
     def solve_blocks(self, blocks: Blocks, pattern: Pattern, *, threads: int, warm: bool) -> None:
         """Solve a grid of blocks in place; see `Solver.solve_blocks`."""
-        if _rows_are_contiguous(blocks.weights) and _rows_are_contiguous(blocks.mask):
+        in_place = blocks.weights.dtype != np.bool_  # kernels know float32 and float64
+        if in_place and _rows_are_contiguous(blocks.weights) and _rows_are_contiguous(blocks.mask):
             _solve_in_place(blocks, pattern, threads, warm)
             return
 
