@@ -82,6 +82,13 @@ def test_reading_a_name_that_is_not_there(tmp_path):
         ({"w": np.zeros((4, 4))}, {}, "`masks['w']` must hold 1:4 exactly, but row 0, columns 0 to 3 keeps 0, fewer"),
         ({"w": [2.0]}, {}, "`masks['w']` must have at least 2 axes, got shape (1,)"),
         ({"w": [[0.5]]}, {}, "`masks['w']` must hold only 0 and 1, got 0.5 at index (0, 0)"),
+        (
+            {"__metadata__": DIAGONAL},
+            {},
+            "must have names that a safetensors file can hold, got '__metadata__'",
+        ),
+        ({"\ud800": DIAGONAL}, {}, "`masks` must have names that a safetensors file can hold, got '\\ud800'"),
+        ({3: DIAGONAL}, {}, "`masks` must have names that a safetensors file can hold, got 3"),
         ([DIAGONAL], {}, "`masks` must be a mapping from names to masks, got list"),
         ({"w": DIAGONAL}, {"constraint": "exact"}, "`constraint` must be one of 'exactly', 'at_most', got 'exact'"),
         ({"w": DIAGONAL}, {"axes": {"w": (0, 0)}}, "`axes` must name two different axes, got (0, 0)"),

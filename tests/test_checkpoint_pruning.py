@@ -7,6 +7,7 @@ import pytest
 from checkpoint_files import CODES, FLOATING, files_in, read_safetensors, same_bits, write_safetensors, write_sharded
 from naive import offender
 from safetensors.numpy import load_file
+from transmask.solvers.greedy import Greedy
 
 import transmask as tm
 from transmask.checkpoint import check_checkpoint, open_checkpoint, plan_pruning, prune_checkpoint, read_masks
@@ -71,6 +72,32 @@ def test_every_matrix_gets_its_optimal_mask(tmp_path, pattern, constraint):
         "solver": tm.choose_solver(pattern, constraint),
         "axes": {name: list(axes) for name, axes in plan.axes.items()},
     }
+
+
+def test_a_file_without_metadata_stays_one_that_transformers_loads(tmp_path):
+    for name, metadata, expected in (
+        ("none", None, "pt"),
+        ("mlx", {"format": "mlx"}, "mlx"),
+        ("own", {"a": "b"}, None),
+    ):
+        write_safetensors(tmp_path / f"{name}.safetensors", {"w": np.eye(4)}, metadata)
+        prune_checkpoint(plan_pruning(tmp_path / f"{name}.safetensors", "2:4"), tmp_path / "new.safetensors")
+        found, _ = read_safetensors(tmp_path / "new.safetensors")
+        assert found.pop("transmask")
+        assert found.get("format") == expected
+        assert found.items() >= (metadata or {}).items()
+
+
+def test_what_a_solver_says_comes_with_the_name_of_the_tensor(tmp_path):
+    class Stops(Greedy):
+        def solve_blocks(self, *arguments, **options):
+            raise tm.SolverError("it stopped")
+
+    write_safetensors(tmp_path / "m.safetensors", {"layer.w": np.eye(4)})
+    plan = plan_pruning(tmp_path / "m.safetensors", "2:4", solver=Stops())
+    with pytest.raises(tm.SolverError, match=r"tensor 'layer\.w': it stopped"):
+        prune_checkpoint(plan, tmp_path / "new.safetensors")
+    assert list(files_in(tmp_path)) == ["m.safetensors"]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", "sharded"])

@@ -115,18 +115,34 @@ def fails_in_one_line(done, text):
     assert done.stdout == ""
 
 
+def with_limit(n_bytes, command, folder):
+    """Run a command that may not write more than so many bytes to a file."""
+    code = (
+        "import os, resource, sys; "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({n_bytes}, {n_bytes})); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    return subprocess.run([sys.executable, "-c", code, *command], cwd=folder, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("limit", [0, 100_000, 2_000_000])
 def test_a_file_that_may_not_grow(folder, limit):
     """The system refuses to write past a limit, as it does on a full disk, in whichever of the outputs it is met."""
     before = files_in(folder)
-    limited = (
-        "import os, resource, sys; "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", limited, *COMMAND, *OUTPUTS, *ENUMERATION]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = with_limit(limit, [*COMMAND, *OUTPUTS, *ENUMERATION], folder)
     fails_in_one_line(done, "File too large. Nothing was written.")
     assert files_in(folder) == before
+
+
+@pytest.mark.parametrize("limit", [100, 70_000, 200_000])
+@pytest.mark.parametrize("packing", [np.savez, np.savez_compressed])
+def test_an_archive_that_may_not_grow(tmp_path, packing, limit):
+    rng = np.random.default_rng(0)
+    packing(tmp_path / "m.npz", first=np.arange(9000), **{str(i): rng.standard_normal((64, 64)) for i in range(9)})
+    before = files_in(tmp_path)
+    command = [*COMMAND[:4], "m.npz", *COMMAND[5:], "-o", "new.npz", *ENUMERATION]
+    done = with_limit(limit, command, tmp_path)
+    fails_in_one_line(done, "File too large. Nothing was written.")
+    assert files_in(tmp_path) == before
 
 
 @pytest.fixture

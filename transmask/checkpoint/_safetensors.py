@@ -102,6 +102,8 @@ class SafetensorsCheckpoint(Checkpoint):
         """Write the file again; see `Checkpoint.rewrite`."""
         metadata = dict(self.metadata)
         if record is not None:
+            # transformers takes a file without metadata for torch's, but refuses one whose metadata names no format.
+            metadata = metadata or {"format": "pt"}
             metadata[METADATA_KEY] = record.to_json()
         with open(self.path, "rb") as source, open(target, "wb") as out:
             write_header(out, self._header, metadata)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from ..blocks import Array
@@ -111,7 +110,7 @@ class ShardedCheckpoint(Checkpoint):
                 here = {t.name: record.axes[t.name] for t in shard.tensors if t.name in record.axes}
                 part = PruneRecord(record.pattern, record.constraint, record.solver, here)
             shard.rewrite(target / shard.path.name, replace, part)
-        shutil.copyfile(self.path, target / self.path.name)
+        (target / self.path.name).write_bytes(self.path.read_bytes())
 
     def check_output(self, output: Path) -> None:
         """Raise InvalidArgumentError if `output` is not a folder that is new or empty."""

@@ -8,6 +8,7 @@ zeros after the last entry; True = kept. The metadata entry "transmask_masks" is
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -191,7 +192,16 @@ def as_masks_path(path: Path, argument: str) -> Path:
 
 
 def write_masks_header(out: BinaryIO, record: PruneRecord, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Write the head of a masks file; the masks follow by `write_mask`, in the order of `shapes`."""
+    """Write the head of a masks file; the masks follow by `write_mask`, in the order of `shapes`.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If a name is none that a safetensors file can hold.
+    """
+    for name in shapes:
+        if not isinstance(name, str) or name == "__metadata__" or re.search("[\ud800-\udfff]", name):
+            raise InvalidArgumentError(f"`masks` must have names that a safetensors file can hold, got {name!r}.")
     entries = packed_entries((name, -(-math.prod(shape) // 8)) for name, shape in shapes.items())
     text = record.to_json(shapes={name: list(shape) for name, shape in shapes.items()})
     write_header(out, entries, {MASKS_KEY: text})

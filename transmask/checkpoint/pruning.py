@@ -10,7 +10,7 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 
 from ..blocks import Array
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, TransmaskError
 from ..masks import solve
 from ..result import MaskResult
 from ..threads import resolve_threads
@@ -186,5 +186,5 @@ class _Run:
                 axes=axes,
                 threads=self.threads,
             )
-        except InvalidArgumentError as error:
+        except TransmaskError as error:
             raise type(error)(f"tensor {tensor.name!r}: {error}") from None
