@@ -133,7 +133,7 @@ def test_a_file_that_may_not_grow(folder, limit):
     assert files_in(folder) == before
 
 
-@pytest.mark.parametrize("limit", [100, 70_000, 200_000])
+@pytest.mark.parametrize("limit", [100, 70_000, 120_000])
 @pytest.mark.parametrize("packing", [np.savez, np.savez_compressed])
 def test_an_archive_that_may_not_grow(tmp_path, packing, limit):
     rng = np.random.default_rng(0)
