@@ -177,4 +177,5 @@ def scale_blocks(scores: Array, bits: int) -> NDArray[np.float64]:
             [ 0.,  0.]]])
     """
     _, exponents = np.frexp(scores.max(axis=(1, 2), keepdims=True))
-    return np.ldexp(scores.astype(np.float64, copy=False), bits - exponents)
+    scaled: NDArray[np.float64] = np.ldexp(scores.astype(np.float64, copy=False), bits - exponents)
+    return scaled

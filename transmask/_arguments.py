@@ -103,7 +103,7 @@ def as_mask(mask: ArrayLike, *, argument: str = "mask") -> NDArray[np.bool_]:
         raise InvalidArgumentError(f"`{argument}` must have at least 2 axes, got shape {array.shape}.")
     if array.dtype == np.bool_:
         return array
-    kept = array == 1
+    kept: NDArray[np.bool_] = array == 1
     other = ~(kept | (array == 0))
     if other.any():
         first = tuple(int(index) for index in np.unravel_index(int(np.argmax(other)), array.shape))

@@ -61,7 +61,8 @@ class Blocks:
         """
         m = self.weights.shape[-1]
         scores = self.weights.astype(score_dtype(self.weights.dtype), order="C").reshape(-1, m, m)
-        return np.abs(scores, out=scores)
+        np.abs(scores, out=scores)
+        return scores
 
     def split(self, limit: int) -> Iterator[Blocks]:
         """Cut the grid into grids of at most `limit` blocks, in block order; together they are this grid.

@@ -115,7 +115,7 @@ def _integers(dtype: np.dtype[Any], shape: tuple[int, ...]) -> st.SearchStrategy
 
 def _floats(dtype: np.dtype[Any], shape: tuple[int, ...]) -> st.SearchStrategy[Array]:
     """Draw float64 values that `dtype` represents without overflow."""
-    limits = ml_dtypes.finfo(dtype)
+    limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     largest, smallest = min(float(limits.max), 1e300), float(limits.smallest_subnormal)
     levels = st.sampled_from([0.0, 1.0, -1.0, 0.5, -2.0, 3.0])
     denormals = st.integers(-8, 8).map(lambda steps: steps * smallest)
