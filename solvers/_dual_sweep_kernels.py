@@ -24,11 +24,11 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
 
+from ._native import INDEX, M, N, function, native
 from ._selection_network import selection_network
 
-__all__ = ["LANES", "LARGEST_DUAL", "LOW", "LineVectors", "half_sweep"]
+__all__ = ["LANES", "LARGEST_DUAL", "LOW", "LineVectors", "define_half_sweep", "half_sweep"]
 
 LANES = 16  # one AVX-512 register, or two of AVX2, of int32
 
@@ -49,13 +49,25 @@ def relaxation_shifts(m):
     return (2, 3) if m <= 40 else (1,)
 
 
-def half_sweep(scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token):
+@native(types.int64)
+def half_sweep(
+    kernels,
+    scores: np.ndarray,
+    line_stride,
+    entry_stride,
+    others: np.ndarray,
+    duals: np.ndarray,
+    middles: np.ndarray,
+    floors: np.ndarray,
+):
     """Update the duals of all lines of one direction.
 
     Parameters
     ----------
+    kernels : ndarray of int64
+        The table of the pattern.
     scores : ndarray of int32, shape (M * M * LANES,)
-        At ((line * line_stride) + (entry * entry_stride)) * LANES + lane.
+        At ((line * line_stride) + (entry * entry_stride)) * LANES + lane. Aligned to a vector, as are all below.
     line_stride, entry_stride : int
         (M, 1) for rows, (1, M) for columns.
     others : ndarray of int32, shape (M * LANES,)
@@ -66,8 +78,6 @@ def half_sweep(scores, line_stride, entry_stride, others, duals, middles, floors
         Overwritten with the middles, at which every line is settled that was settled at its old dual.
     floors : ndarray of int32, shape (LANES,)
         The least value of a dual of each lane.
-    m_token, n_token : tuple
-        Their lengths, which the compiler sees, are M and N.
 
     Returns
     -------
@@ -75,7 +85,7 @@ def half_sweep(scores, line_stride, entry_stride, others, duals, middles, floors
         Bit l: the old duals were settled in all lines of lane l. Bit LANES + l: the new ones are. Bit 2 * LANES + l: at
         least two lines of lane l have hi == lo > floor. Bit 3 * LANES + l: all middles of lane l are below LOW.
     """
-    m, n = len(m_token), len(n_token)
+    n, m = int(kernels[N]), int(kernels[M])
     grid = scores.reshape(m, m, LANES)
     if line_stride == 1:
         grid = grid.swapaxes(0, 1)
@@ -100,34 +110,11 @@ def half_sweep(scores, line_stride, entry_stride, others, duals, middles, floors
     return flags - (1 << 64) if flags >> 63 else flags
 
 
-@overload(half_sweep)
-def _half_sweep(scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token):
-    def implementation(scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token):
-        return _vector_half_sweep(scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token)
-
-    return implementation
-
-
-@intrinsic
-def _vector_half_sweep(
-    typing_context, scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token
-):
-    def generate(context, builder, signature, arguments):
-        pointers = [
-            context.make_array(signature.args[index])(context, builder, arguments[index]).data
-            for index in (0, 3, 4, 5, 6)
-        ]
-        return LineVectors(builder, len(m_token), len(n_token)).emit(*pointers, *arguments[1:3])
-
-    signature = types.int64(scores, line_stride, entry_stride, others, duals, middles, floors, m_token, n_token)
-    return signature, generate
-
-
 class LineVectors:
     """The instructions of a half sweep, on LLVM vectors with a block in every lane."""
 
-    def __init__(self, builder, m, n):
-        self.builder, self.m, self.n = builder, m, n
+    def __init__(self, builder, n, m):
+        self.builder, self.n, self.m = builder, n, m
         self.vector = ir.VectorType(ir.IntType(32), LANES)
         self.bits = ir.VectorType(ir.IntType(1), LANES)
 
@@ -166,37 +153,40 @@ class LineVectors:
             new = builder.add(new, builder.ashr(builder.sub(middle, old), self.constant(shift)))
         return middle, self.extreme("min", self.extreme("max", new, floor), self.constant(LARGEST_DUAL))
 
-    def emit(self, scores, others, duals, middles, floors, line_stride, entry_stride):
-        builder, index = self.builder, ir.IntType(64)
+
+def define_half_sweep(module, n, m, weight_bytes):
+    """Generate `half_sweep` for a pattern."""
+    lines = LineVectors(None, n, m)
+    with function(module, half_sweep, types.int64) as (builder, scores, line_stride, entry_stride, *arrays):
+        lines.builder = builder
         scores, others, duals, middles, floors = (
-            builder.bitcast(pointer, self.vector.as_pointer()) for pointer in (scores, others, duals, middles, floors)
+            builder.bitcast(pointer, lines.vector.as_pointer()) for pointer in (scores, *arrays)
         )
-        floor = self.load(floors, ir.Constant(index, 0))
-        all_bits = ir.Constant(self.bits, [1] * LANES)
+        floor = lines.load(floors, INDEX(0))
+        all_bits = ir.Constant(lines.bits, [1] * LANES)
         before, after = (cgutils.alloca_once_value(builder, all_bits) for _ in range(2))
-        ties = cgutils.alloca_once_value(builder, self.constant(0))
-        highest = cgutils.alloca_once_value(builder, self.constant(-LARGEST_DUAL))
-        with cgutils.for_range(builder, ir.Constant(index, self.m)) as loop:
+        ties = cgutils.alloca_once_value(builder, lines.constant(0))
+        highest = cgutils.alloca_once_value(builder, lines.constant(-LARGEST_DUAL))
+        with cgutils.for_range(builder, INDEX(m)) as loop:
             start = builder.mul(loop.index, line_stride)
             entries = []
-            for entry in range(self.m):
-                place = ir.Constant(index, entry)
-                score = self.load(scores, builder.add(start, builder.mul(entry_stride, place)))
-                entries.append(builder.sub(score, self.load(others, place)))
-            hi, lo = self.select_pair(entries)
-            old = self.load(duals, loop.index)
-            middle, new = self.update(old, hi, lo, floor)
-            self.store(new, duals, loop.index)
-            self.store(middle, middles, loop.index)
+            for entry in range(m):
+                score = lines.load(scores, builder.add(start, builder.mul(entry_stride, INDEX(entry))))
+                entries.append(builder.sub(score, lines.load(others, INDEX(entry))))
+            hi, lo = lines.select_pair(entries)
+            old = lines.load(duals, loop.index)
+            middle, new = lines.update(old, hi, lo, floor)
+            lines.store(new, duals, loop.index)
+            lines.store(middle, middles, loop.index)
             for flags, point in ((before, old), (after, new)):
-                builder.store(builder.and_(builder.load(flags), self.settled(lo, point, hi, floor)), flags)
-            builder.store(self.extreme("max", builder.load(highest), middle), highest)
+                builder.store(builder.and_(builder.load(flags), lines.settled(lo, point, hi, floor)), flags)
+            builder.store(lines.extreme("max", builder.load(highest), middle), highest)
             tie = builder.and_(builder.icmp_signed("==", hi, lo), builder.icmp_signed(">", hi, floor))
-            builder.store(builder.add(builder.load(ties), builder.zext(tie, self.vector)), ties)
-        tied = builder.icmp_signed(">=", builder.load(ties), self.constant(2))
-        low = builder.icmp_signed("<", builder.load(highest), self.constant(LOW))
-        packed = ir.Constant(index, 0)
+            builder.store(builder.add(builder.load(ties), builder.zext(tie, lines.vector)), ties)
+        tied = builder.icmp_signed(">=", builder.load(ties), lines.constant(2))
+        low = builder.icmp_signed("<", builder.load(highest), lines.constant(LOW))
+        packed = INDEX(0)
         for position, flags in enumerate((builder.load(before), builder.load(after), tied, low)):
-            mask = builder.zext(builder.bitcast(flags, ir.IntType(LANES)), index)
-            packed = builder.or_(packed, builder.shl(mask, ir.Constant(index, position * LANES)))
-        return packed
+            mask = builder.zext(builder.bitcast(flags, ir.IntType(LANES)), INDEX)
+            packed = builder.or_(packed, builder.shl(mask, INDEX(position * LANES)))
+        builder.ret(packed)

@@ -16,9 +16,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
 
 from ._dual_sweep_kernels import LANES
+from ._jit import kernel
+from ._native import INDEX, WEIGHT_BYTES, M, function, native, weight_type
 
 __all__ = [
     "CAP",
@@ -36,36 +37,39 @@ CAP = 1 << SCORE_BITS
 NEVER = 1 << 61  # the score of an arc that does not exist
 
 
-def largest_magnitude(weights, offset, stride, m_token):
+@native(types.float64)
+def largest_magnitude(kernels, weights: np.ndarray, offset, stride):
     """Return the largest magnitude of a block.
 
     Parameters
     ----------
-    weights : ndarray of float32 or float64, one axis
+    kernels : ndarray of int64
+        The table of the pattern.
+    weights : ndarray of uint8, one axis
+        The memory of float32 or float64 weights.
     offset, stride : int
-        Where the block starts, and how far apart its rows are.
-    m_token : tuple
-        Its length is M.
+        Where the block starts, and how far apart its rows are, in weights.
 
     Returns
     -------
     float
     """
-    m = len(m_token)
-    return float(max(np.abs(weights[offset + i * stride : offset + i * stride + m]).max() for i in range(m)))
+    return float(np.abs(_rows(kernels, weights, offset, stride)).max())
 
 
+@kernel
 def scale_shift(largest, bits):
-    """Return s such that largest * 2**s lies in [2**(bits - 1), 2**bits); 0 for 0, less for denormals of float64."""
-    return bits - math.frexp(max(largest, 2.0**-1022))[1] if largest else 0
+    """Return s such that largest * 2**s lies in [2**(bits - 1), 2**bits); 0 for 0."""
+    return bits - math.frexp(largest)[1] if largest > 0.0 else 0
 
 
-def load_lane(weights, offset, stride, shift, scores, lane, m_token):
+@native(types.none)
+def load_lane(kernels, weights: np.ndarray, offset, stride, shift, scores: np.ndarray, lane):
     """Quantise a block into a lane.
 
     Parameters
     ----------
-    weights, offset, stride, m_token
+    kernels, weights, offset, stride
         As in `largest_magnitude`.
     shift : int
         The scores are multiplied by 2**shift.
@@ -73,18 +77,20 @@ def load_lane(weights, offset, stride, shift, scores, lane, m_token):
         Written at lane `lane`.
     lane : int
     """
-    m = len(m_token)
-    for i in range(m):
-        row = _quantised(weights[offset + i * stride : offset + i * stride + m], shift)
-        scores[i * m * LANES + lane : (i + 1) * m * LANES : LANES] = row
+    quantised = _quantised(_rows(kernels, weights, offset, stride), shift)
+    scores[lane : quantised.size * LANES : LANES] = quantised.ravel()
 
 
-def store_mask(weights, offset, stride, shift, u, v, lane, mask, mask_offset, mask_stride, m_token):
+@native(types.int64)
+def store_mask(
+    kernels, weights: np.ndarray, offset, stride, shift, u: np.ndarray, v: np.ndarray, lane,
+    mask: np.ndarray, mask_offset, mask_stride,
+):  # fmt: skip
     """Write the mask of a block: kept where the integer score exceeds u + v.
 
     Parameters
     ----------
-    weights, offset, stride, shift, lane, m_token
+    kernels, weights, offset, stride, shift, lane
         As in `load_lane`.
     u, v : ndarray of int32, shape (M * LANES,)
         Duals of the rows and of the columns.
@@ -95,27 +101,26 @@ def store_mask(weights, offset, stride, shift, u, v, lane, mask, mask_offset, ma
 
     Returns
     -------
-    bool
-        Whether all capped scores are kept. If not, the mask need not be optimal.
+    int
+        1 if all capped scores are kept. If not, the mask need not be optimal, and it is 0.
     """
-    m = len(m_token)
-    sound = True
-    for i in range(m):
-        row = _quantised(weights[offset + i * stride : offset + i * stride + m], shift)
-        kept = row - v[lane::LANES] > u[i * LANES + lane]
-        mask[mask_offset + i * mask_stride : mask_offset + i * mask_stride + m] = kept
-        sound = sound and bool(kept[row == CAP].all())
-    return sound
+    quantised = _quantised(_rows(kernels, weights, offset, stride), shift)
+    kept = quantised - v[lane::LANES] > u[lane::LANES, None]
+    for i, row in enumerate(kept):
+        mask[mask_offset + i * mask_stride : mask_offset + i * mask_stride + len(row)] = row
+    return int(kept[quantised == CAP].all())
 
 
+@native(types.none)
 def prepare_repair(
-    weights, offset, stride, shift, u, v, lane, noise, exact_shift, exact, flow, removable, addable, m_token
-):
+    kernels, weights: np.ndarray, offset, stride, shift, u: np.ndarray, v: np.ndarray, lane, noise: np.ndarray,
+    exact_shift, exact: np.ndarray, flow: np.ndarray, removable: np.ndarray, addable: np.ndarray,
+):  # fmt: skip
     """Write what phase 2 starts from: exact scores, the mask at the thresholds of a lane, and the arcs it leaves.
 
     Parameters
     ----------
-    weights, offset, stride, shift, u, v, lane, m_token
+    kernels, weights, offset, stride, shift, u, v, lane
         As in `store_mask`.
     noise : ndarray of int32, shape (M * M,)
         Added to the integer scores.
@@ -125,185 +130,119 @@ def prepare_repair(
         Their first M rows and columns are written: the exact scores; 1 where the integer score exceeds u + v; the exact
         scores where flow is 1, else NEVER; the exact scores where it is 0, else -NEVER.
     """
-    m = len(m_token)
-    for i in range(m):
-        line = weights[offset + i * stride : offset + i * stride + m]
-        kept = _quantised(line, shift) + noise[i * m : (i + 1) * m] - v[lane::LANES] > u[i * LANES + lane]
-        exact[i, :m] = np.rint(np.ldexp(np.abs(line.astype(np.float64)), exact_shift)).astype(np.int64)
-        flow[i, :m] = kept
-        removable[i, :m] = np.where(kept, exact[i, :m], NEVER)
-        addable[i, :m] = np.where(kept, -NEVER, exact[i, :m])
+    m = int(kernels[M])
+    rows = _rows(kernels, weights, offset, stride)
+    kept = _quantised(rows, shift) + noise[: m * m].reshape(m, m) - v[lane::LANES] > u[lane::LANES, None]
+    exact[:m, :m] = np.rint(np.ldexp(np.abs(rows.astype(np.float64)), exact_shift)).astype(np.int64)
+    flow[:m, :m] = kept
+    removable[:m, :m] = np.where(kept, exact[:m, :m], NEVER)
+    addable[:m, :m] = np.where(kept, -NEVER, exact[:m, :m])
+
+
+def _rows(kernels, weights, offset, stride):
+    m = int(kernels[M])
+    entries = weights.view(np.float32 if kernels[WEIGHT_BYTES] == 4 else np.float64)
+    return np.stack([entries[offset + i * stride : offset + i * stride + m] for i in range(m)])
 
 
 def _quantised(row, shift):
     return np.ceil(np.minimum(np.ldexp(np.abs(row), shift), CAP)).astype(np.int32)
 
 
-@overload(largest_magnitude)
-def _(weights, offset, stride, m_token):
-    def implementation(weights, offset, stride, m_token):
-        return _vector_largest_magnitude(weights, offset, stride, m_token)
-
-    return implementation
-
-
-@overload(scale_shift)
-def _(largest, bits):
-    def implementation(largest, bits):
-        return _exponent_shift(largest, bits)
-
-    return implementation
+def define_lane_functions(module, n, m, weight_bytes):
+    """Generate the functions of this file for a pattern."""
+    _define_largest_magnitude(module, m, weight_bytes)
+    _define_load_lane(module, m, weight_bytes)
+    _define_store_mask(module, m, weight_bytes)
+    _define_prepare_repair(module, m, weight_bytes)
 
 
-@overload(load_lane)
-def _(weights, offset, stride, shift, scores, lane, m_token):
-    def implementation(weights, offset, stride, shift, scores, lane, m_token):
-        _vector_load_lane(weights, offset, stride, shift, scores, lane, m_token)
-
-    return implementation
-
-
-@overload(store_mask)
-def _(weights, offset, stride, shift, u, v, lane, mask, mask_offset, mask_stride, m_token):
-    def implementation(weights, offset, stride, shift, u, v, lane, mask, mask_offset, mask_stride, m_token):
-        return _vector_store_mask(weights, offset, stride, shift, u, v, lane, mask, mask_offset, mask_stride, m_token)
-
-    return implementation
-
-
-@overload(prepare_repair)
-def _(weights, offset, stride, shift, u, v, lane, noise, exact_shift, exact, flow, removable, addable, m_token):
-    def implementation(
-        weights, offset, stride, shift, u, v, lane, noise, exact_shift, exact, flow, removable, addable, m_token
-    ):
-        _vector_prepare_repair(
-            weights, offset, stride, shift, u, v, lane, noise, exact_shift, exact, flow, removable, addable, m_token
-        )
-
-    return implementation
-
-
-@intrinsic
-def _vector_largest_magnitude(typing_context, weights, offset, stride, m_token):
-    def generate(context, builder, signature, arguments):
-        rows = _Rows(context, builder, signature, arguments[:3], len(m_token))
-        largest = cgutils.alloca_once_value(builder, ir.Constant(rows.type, [0.0] * rows.m))
+def _define_largest_magnitude(module, m, weight_bytes):
+    with function(module, largest_magnitude, types.float64) as (builder, weights, offset, stride):
+        rows = _Rows(builder, m, weight_bytes, weights, offset, stride)
+        largest = cgutils.alloca_once_value(builder, ir.Constant(rows.type, [0.0] * m))
         with rows.loop() as (_, row):
             seen = builder.load(largest)
             builder.store(builder.select(builder.fcmp_ordered(">", row, seen), row, seen), largest)
         reduce = rows.intrinsic("vector.reduce.fmax", rows.type.element, rows.type)
         value = builder.call(reduce, [builder.load(largest)], fastmath=("nnan",))
-        return value if rows.type.element == ir.DoubleType() else builder.fpext(value, ir.DoubleType())
-
-    return types.float64(weights, offset, stride, m_token), generate
+        builder.ret(value if weight_bytes == 8 else builder.fpext(value, ir.DoubleType()))
 
 
-@intrinsic
-def _exponent_shift(typing_context, largest, bits):
-    def generate(context, builder, signature, arguments):
-        index = ir.IntType(64)
-        pattern = builder.bitcast(arguments[0], index)
-        exponent = builder.lshr(pattern, index(52))
-        shift = builder.sub(builder.add(arguments[1], index(1022)), exponent)
-        return builder.select(builder.icmp_signed("==", pattern, index(0)), index(0), shift)
-
-    return types.int64(types.float64, types.int64), generate
-
-
-@intrinsic
-def _vector_load_lane(typing_context, weights, offset, stride, shift, scores, lane, m_token):
-    def generate(context, builder, signature, arguments):
-        rows = _Rows(context, builder, signature, arguments[:3], len(m_token))
-        factors = rows.factors(arguments[3])
-        target = builder.gep(rows.data(4, arguments[4]), [arguments[5]])
+def _define_load_lane(module, m, weight_bytes):
+    with function(module, load_lane, types.none) as (builder, weights, offset, stride, shift, scores, lane):
+        rows = _Rows(builder, m, weight_bytes, weights, offset, stride)
+        factors = rows.factors(shift)
+        target = builder.gep(builder.bitcast(scores, ir.IntType(32).as_pointer()), [lane])
         with rows.loop() as (index, row):
             quantised = rows.quantise(row, factors)
-            start = builder.gep(target, [builder.mul(index, index.type(rows.m * LANES))])
-            for j in range(rows.m):
+            start = builder.gep(target, [builder.mul(index, INDEX(m * LANES))])
+            for j in range(m):
                 entry = builder.extract_element(quantised, ir.IntType(32)(j))
-                builder.store(entry, builder.gep(start, [index.type(j * LANES)]))
-        return context.get_dummy_value()
-
-    return types.none(weights, offset, stride, types.int64, scores, lane, m_token), generate
+                builder.store(entry, builder.gep(start, [INDEX(j * LANES)]))
+        builder.ret_void()
 
 
-@intrinsic
-def _vector_store_mask(
-    typing_context, weights, offset, stride, shift, u, v, lane, mask, mask_offset, mask_stride, m_token
-):
-    def generate(context, builder, signature, arguments):
-        rows = _Rows(context, builder, signature, arguments[:3], len(m_token))
-        factors = rows.factors(arguments[3])
-        u_lane, thresholds = rows.duals(arguments[4], arguments[5], arguments[6])
-        target = builder.gep(rows.data(7, arguments[7]), [arguments[8]])
-        unsound = cgutils.alloca_once_value(builder, ir.Constant(rows.flags, [0] * rows.m))
+def _define_store_mask(module, m, weight_bytes):
+    with function(module, store_mask, types.int64) as (
+        builder, weights, offset, stride, shift, u, v, lane, mask, mask_offset, mask_stride
+    ):  # fmt: skip
+        rows = _Rows(builder, m, weight_bytes, weights, offset, stride)
+        factors = rows.factors(shift)
+        u_lane, thresholds = rows.duals(u, v, lane)
+        target = builder.gep(mask, [mask_offset])
+        unsound = cgutils.alloca_once_value(builder, ir.Constant(rows.flags, [0] * m))
         with rows.loop() as (index, row):
             quantised = rows.quantise(row, factors)
             kept = rows.above(quantised, thresholds, u_lane, index)
             lost = builder.and_(builder.icmp_signed("==", quantised, rows.constant(CAP)), builder.not_(kept))
             builder.store(builder.or_(builder.load(unsound), lost), unsound)
-            place = builder.gep(target, [builder.mul(index, arguments[9])])
-            rows.store(builder.zext(kept, ir.VectorType(ir.IntType(8), rows.m)), place)
-        bits = builder.bitcast(builder.load(unsound), ir.IntType(rows.m))
-        return builder.icmp_unsigned("==", bits, bits.type(0))
-
-    signature = types.boolean(weights, offset, stride, types.int64, u, v, lane, mask, mask_offset, mask_stride, m_token)
-    return signature, generate
+            place = builder.gep(target, [builder.mul(index, mask_stride)])
+            rows.store(builder.zext(kept, ir.VectorType(ir.IntType(8), m)), place)
+        bits = builder.bitcast(builder.load(unsound), ir.IntType(m))
+        builder.ret(builder.zext(builder.icmp_unsigned("==", bits, bits.type(0)), INDEX))
 
 
-@intrinsic
-def _vector_prepare_repair(
-    typing_context, weights, offset, stride, shift, u, v, lane, noise, exact_shift,
-    exact, flow, removable, addable, m_token,
-):  # fmt: skip
-    def generate(context, builder, signature, arguments):
-        rows = _Rows(context, builder, signature, arguments[:3], len(m_token))
-        m, wide = rows.m, ir.VectorType(ir.IntType(64), rows.m)
-        factors, exact_factors = rows.factors(arguments[3]), rows.factors(arguments[8], ir.DoubleType())
-        u_lane, thresholds = rows.duals(arguments[4], arguments[5], arguments[6])
-        noise = rows.data(7, arguments[7])
-        targets = [rows.data(position, arguments[position]) for position in range(9, 13)]
+def _define_prepare_repair(module, m, weight_bytes):
+    with function(module, prepare_repair, types.none) as (
+        builder, weights, offset, stride, shift, u, v, lane, noise, exact_shift, *targets
+    ):  # fmt: skip
+        rows = _Rows(builder, m, weight_bytes, weights, offset, stride)
+        wide, doubles = ir.VectorType(INDEX, m), ir.VectorType(ir.DoubleType(), m)
+        factors, exact_factors = rows.factors(shift), rows.factors(exact_shift, ir.DoubleType())
+        u_lane, thresholds = rows.duals(u, v, lane)
+        noise = builder.bitcast(noise, ir.IntType(32).as_pointer())
+        targets = [builder.bitcast(target, INDEX.as_pointer()) for target in targets]
         with rows.loop() as (index, row):
-            start = builder.mul(index, index.type(m))
+            start = builder.mul(index, INDEX(m))
             shaken = builder.add(rows.quantise(row, factors), rows.load(builder.gep(noise, [start]), rows.integers))
             kept = rows.above(shaken, thresholds, u_lane, index)
-            doubles = ir.VectorType(ir.DoubleType(), m)
-            scaled = row if rows.type == doubles else builder.fpext(row, doubles)
+            scaled = row if weight_bytes == 8 else builder.fpext(row, doubles)
             for factor in exact_factors:
                 scaled = builder.fmul(scaled, factor)
-            scaled = builder.call(rows.intrinsic("rint", doubles, doubles), [scaled])
-            scores = builder.fptosi(scaled, wide)
+            scores = builder.fptosi(builder.call(rows.intrinsic("rint", doubles, doubles), [scaled]), wide)
             outputs = (
                 scores,
                 builder.zext(kept, wide),
                 builder.select(kept, scores, ir.Constant(wide, [NEVER] * m)),
                 builder.select(kept, ir.Constant(wide, [-NEVER] * m), scores),
             )
-            place = builder.mul(index, index.type(m + 1))
+            place = builder.mul(index, INDEX(m + 1))
             for output, target in zip(outputs, targets, strict=True):
                 rows.store(output, builder.gep(target, [place]))
-        return context.get_dummy_value()
-
-    signature = types.none(
-        weights, offset, stride, types.int64, u, v, lane, noise, types.int64, exact, flow, removable, addable, m_token
-    )  # fmt: skip
-    return signature, generate
+        builder.ret_void()
 
 
 class _Rows:
     """The rows of a block as vectors of M entries, in LLVM."""
 
-    def __init__(self, context, builder, signature, arguments, m):
-        self.context, self.builder, self.signature, self.m = context, builder, signature, m
-        element = ir.FloatType() if signature.args[0].dtype == types.float32 else ir.DoubleType()
+    def __init__(self, builder, m, weight_bytes, weights, offset, stride):
+        self.builder, self.m, self.stride = builder, m, stride
+        element = weight_type(weight_bytes)
         self.type = ir.VectorType(element, m)
         self.integers = ir.VectorType(ir.IntType(32), m)
         self.flags = ir.VectorType(ir.IntType(1), m)
-        self.start = builder.gep(self.data(0, arguments[0]), [arguments[1]])
-        self.stride = arguments[2]
-
-    def data(self, position, argument):
-        return self.context.make_array(self.signature.args[position])(self.context, self.builder, argument).data
+        self.start = builder.gep(builder.bitcast(weights, element.as_pointer()), [offset])
 
     def constant(self, value):
         return ir.Constant(self.integers, [value] * self.m)
@@ -331,7 +270,7 @@ class _Rows:
         """Split 2**shift, which may overflow, into two powers of two that do not."""
         element = element or self.type.element
         integer, bits, bias = (
-            (ir.IntType(32), 23, 127) if element == ir.FloatType() else (ir.IntType(64), 52, 1023)
+            (ir.IntType(32), 23, 127) if element == ir.FloatType() else (INDEX, 52, 1023)
         )  # fmt: skip
         builder = self.builder
         half = builder.ashr(shift, shift.type(1))
@@ -346,11 +285,11 @@ class _Rows:
         """Return where the row duals of a lane start, and its column duals as a vector."""
         builder = self.builder
         u_lane, v_lane = (
-            builder.gep(self.data(position, argument), [lane]) for position, argument in ((4, u), (5, v))
+            builder.gep(builder.bitcast(duals, ir.IntType(32).as_pointer()), [lane]) for duals in (u, v)
         )  # fmt: skip
         thresholds = ir.Constant(self.integers, ir.Undefined)
         for j in range(self.m):
-            dual = builder.load(builder.gep(v_lane, [ir.IntType(64)(j * LANES)]))
+            dual = builder.load(builder.gep(v_lane, [INDEX(j * LANES)]))
             thresholds = builder.insert_element(thresholds, dual, ir.IntType(32)(j))
         return u_lane, thresholds
 
@@ -371,6 +310,6 @@ class _Rows:
         """Loop over the rows; yields the index and the magnitudes."""
         builder = self.builder
         absolute = self.intrinsic("fabs", self.type, self.type)
-        with cgutils.for_range(builder, ir.IntType(64)(self.m)) as loop:
+        with cgutils.for_range(builder, INDEX(self.m)) as loop:
             place = builder.gep(self.start, [builder.mul(loop.index, self.stride)])
             yield loop.index, builder.call(absolute, [self.load(place, self.type)])

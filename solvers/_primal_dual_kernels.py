@@ -49,15 +49,15 @@ LARGEST_START = float(1 << 56)
 
 
 @kernel
-def solve_span(
-    weights, mask, u_flat, v_flat, layout, todo, scratch, noise, at_most, warm, limit, m_token, n_token, size_token
-):
+def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, noise, at_most, warm, limit):
     """Solve the blocks `todo` of a grid.
 
     Parameters
     ----------
-    weights : ndarray of float32 or float64, one axis
-        Flat view of the caller's memory. Finite.
+    kernels : ndarray of int64
+        The table of the pattern.
+    weights : ndarray of uint8, one axis
+        The caller's memory of finite float32 or float64.
     mask : ndarray of bool, one axis
         Flat view of the memory of the answer. Written.
     u_flat, v_flat : ndarray of float64, one axis
@@ -73,8 +73,6 @@ def solve_span(
     at_most, warm : bool
     limit : int
         Half sweeps after which phase 2 takes over.
-    m_token, n_token, size_token : tuple
-        Their lengths, which the compiler sees, are M, N and M + 1. Kernels that do not take them serve all patterns.
     """
     m = layout[0, 3]
     entries, lines = m * m * LANES, m * LANES
@@ -90,10 +88,10 @@ def solve_span(
             for lane in range(LANES):
                 bit = 1 << lane
                 if zoomed & bit:
-                    _load(weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane, m_token)
+                    _load(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane)
                 elif not busy & bit and coming < len(todo):
-                    _place(weights, layout, todo[coming], lanes, lane, m_token)
-                    _load(weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane, m_token)
+                    _place(kernels, weights, layout, todo[coming], lanes, lane)
+                    _load(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane)
                     coming += 1
                 else:
                     fresh &= ~bit
@@ -105,10 +103,10 @@ def solve_span(
         for direction in range(2):
             half_sweeps += 1
             if direction == 0:
-                flags = half_sweep(scores, m, 1, v, u, middles, floors, m_token, n_token)
+                flags = half_sweep(kernels, scores, m, 1, v, u, middles, floors)
                 low = (flags >> (3 * LANES)) & fresh
             else:
-                flags = half_sweep(scores, 1, m, u, v, middles, floors, m_token, n_token)
+                flags = half_sweep(kernels, scores, 1, m, u, v, middles, floors)
                 low, fresh = 0, 0
             done = flags & settled & busy
             settled = (flags >> LANES) & ALL_LANES
@@ -127,11 +125,11 @@ def solve_span(
                 if done & bit and lanes[STAGE, lane] != PERTURBED:
                     if direction == 0:
                         answer = _finish(
-                            weights, mask, u_flat, v_flat, layout, middles, v, lanes, lane, at_most, m_token
+                            kernels, weights, mask, u_flat, v_flat, layout, middles, v, lanes, lane, at_most
                         )
                     else:
                         answer = _finish(
-                            weights, mask, u_flat, v_flat, layout, u, middles, lanes, lane, at_most, m_token
+                            kernels, weights, mask, u_flat, v_flat, layout, u, middles, lanes, lane, at_most
                         )
                     if answer == FINISHED:
                         busy &= ~bit
@@ -140,9 +138,8 @@ def solve_span(
                         expired |= bit
                 if expired & bit or (done & bit and lanes[STAGE, lane] == PERTURBED):
                     _repair(
-                        weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most,
-                        m_token, size_token,
-                    )  # fmt: skip
+                        kernels, weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most
+                    )
                     busy &= ~bit
                 elif lanes[STAGE, lane] == PLAIN and at_most and (done & bit or _rests_at_zero(middles, lane, m)):
                     settled &= ~bit
@@ -170,7 +167,7 @@ def _expired(lanes, busy, half_sweeps, limit):
 
 
 @kernel
-def _place(weights, layout, block, lanes, lane, m_token):
+def _place(kernels, weights, layout, block, lanes, lane):
     """Give a block to a lane: where it lies, and how its scores are scaled."""
     row_of_blocks = block // layout[0, 1]
     block_column = block - row_of_blocks * layout[0, 1]
@@ -180,14 +177,14 @@ def _place(weights, layout, block, lanes, lane, m_token):
         lanes[array, lane] = (
             matrix * layout[array + 1, 0] + block_row * layout[array + 1, 1] + block_column * layout[array + 1, 2]
         )
-    largest = largest_magnitude(weights, lanes[WEIGHTS_AT, lane], layout[1, 3], m_token)
+    largest = largest_magnitude(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3])
     lanes[SHIFT, lane] = scale_shift(largest, SCORE_BITS)
 
 
 @kernel
-def _load(weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane, m_token):
+def _load(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane):
     """Put the integer scores of a block into its lane, and the duals it starts from."""
-    load_lane(weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane, m_token)
+    load_lane(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane)
     lanes[STAGE, lane] = PLAIN
     floors[lane] = -LARGEST_DUAL
     m = layout[0, 3]
@@ -232,7 +229,7 @@ def _zoom(middles, v, lanes, lane, m):
 
 
 @kernel
-def _finish(weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, at_most, m_token):
+def _finish(kernels, weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, at_most):
     """Write the answer for a block that is done, unless "at_most" needs a floor or a capped score was lost."""
     shift = 0
     if at_most and lanes[STAGE, lane] == PLAIN:
@@ -240,8 +237,8 @@ def _finish(weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, at_most, m
         if slack < 0:
             return NEEDS_FLOOR
     sound = store_mask(
-        weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], u, v, lane,
-        mask, lanes[MASK_AT, lane], layout[2, 3], m_token,
+        kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], u, v, lane,
+        mask, lanes[MASK_AT, lane], layout[2, 3],
     )  # fmt: skip
     if not sound:
         return UNSOUND
@@ -289,16 +286,16 @@ def _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, m):
 
 
 @kernel
-def _repair(weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most, m_token, size_token):
+def _repair(kernels, weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most):
     """Hand a block over to phase 2, with the mask at the thresholds of its lane to begin with."""
     m, n = layout[0, 3], layout[0, 2]
     exact, flow, repair_u, repair_v, work = workspace
     start, stride, shift = lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane]
-    largest = largest_magnitude(weights, start, stride, m_token)
-    exact_shift = REPAIR_BITS - math.frexp(largest)[1] if largest > 0.0 else 0
+    largest = largest_magnitude(kernels, weights, start, stride)
+    exact_shift = scale_shift(largest, REPAIR_BITS)
     lane_noise = noise[: m * m] if lanes[STAGE, lane] == PERTURBED else noise[m * m :]
     prepare_repair(
-        weights, start, stride, shift, u, v, lane, lane_noise, exact_shift, exact, flow, work[0], work[1], m_token
+        kernels, weights, start, stride, shift, u, v, lane, lane_noise, exact_shift, exact, flow, work[0], work[1]
     )
     centre = _least_sum(u, v, lane, m)[1] if at_most else 0
     first, second = _powers(exact_shift - shift)
@@ -306,7 +303,7 @@ def _repair(weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, wor
         scaled = (v[j * LANES + lane] - centre) * first * second
         repair_v[j] = np.int64(min(max(scaled, -LARGEST_START), LARGEST_START))
     repair_v[m] = 0
-    repair_block(exact, flow, n, at_most, repair_u, repair_v, work, size_token)
+    repair_block(exact, flow, n, at_most, repair_u, repair_v, work, kernels)
     for i in range(m):
         place = lanes[MASK_AT, lane] + i * layout[2, 3]
         for j in range(m):

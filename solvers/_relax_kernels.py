@@ -8,59 +8,48 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
 
-__all__ = ["relax"]
+from ._native import INDEX, function, native
+
+__all__ = ["define_relax", "relax"]
 
 
-def relax(removable, addable, u, v, size_token):
+@native(types.int64)
+def relax(kernels, removable: np.ndarray, addable: np.ndarray, u: np.ndarray, v: np.ndarray):
     """Set u to the largest and raise v to the least that complementary slackness allows.
 
     Parameters
     ----------
-    removable, addable : ndarray of int64, shape (E, E)
+    kernels : ndarray of int64
+        The table of the pattern.
+    removable, addable : ndarray of int64, shape (M + 1, M + 1)
         Scores where flow can be removed, or added; a huge and a hugely negative number elsewhere.
-    u : ndarray of int64, shape (E,)
+    u : ndarray of int64, shape (M + 1,)
         Overwritten by min_j removable - v.
-    v : ndarray of int64, shape (E,)
+    v : ndarray of int64, shape (M + 1,)
         Raised to max_i addable - u.
-    size_token : tuple
-        Its length is E.
 
     Returns
     -------
-    bool
-        Whether v changed. If not, (u, v) has complementary slackness.
+    int
+        1 if v changed. If not, (u, v) has complementary slackness, and it is 0.
     """
     np.min(removable - v, axis=1, out=u)
     raised = np.maximum(v, np.max(addable - u[:, None], axis=0))
     changed = bool((raised != v).any())
     v[:] = raised
-    return changed
+    return int(changed)
 
 
-@overload(relax)
-def _(removable, addable, u, v, size_token):
-    def implementation(removable, addable, u, v, size_token):
-        return _vector_relax(removable, addable, u, v, size_token)
-
-    return implementation
-
-
-@intrinsic
-def _vector_relax(typing_context, removable, addable, u, v, size_token):
-    size = len(size_token)
-    index = ir.IntType(64)
-    vector = ir.VectorType(index, size)
-
-    def generate(context, builder, signature, arguments):
-        removable, addable, u, v = (
-            context.make_array(kind)(context, builder, argument).data
-            for kind, argument in zip(signature.args[:4], arguments[:4], strict=True)
-        )
-        reduce = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(index, [vector]), f"llvm.vector.reduce.smin.v{size}i64"
-        )
+def define_relax(module, n, m, weight_bytes):
+    """Generate `relax` for a pattern."""
+    size = m + 1
+    vector = ir.VectorType(INDEX, size)
+    least_of = cgutils.get_or_insert_function(
+        module, ir.FunctionType(INDEX, [vector]), f"llvm.vector.reduce.smin.v{size}i64"
+    )
+    with function(module, relax, types.int64) as (builder, *arrays):
+        removable, addable, u, v = (builder.bitcast(pointer, INDEX.as_pointer()) for pointer in arrays)
 
         def load(pointer, place):
             loaded = builder.load(builder.bitcast(builder.gep(pointer, [place]), vector.as_pointer()))
@@ -70,24 +59,19 @@ def _vector_relax(typing_context, removable, addable, u, v, size_token):
         def splat(value):
             undefined = ir.Constant(vector, ir.Undefined)
             single = builder.insert_element(undefined, value, ir.IntType(32)(0))
-            return builder.shuffle_vector(
-                single, undefined, ir.Constant(ir.VectorType(ir.IntType(32), size), [0] * size)
-            )
+            zeros = ir.Constant(ir.VectorType(ir.IntType(32), size), [0] * size)
+            return builder.shuffle_vector(single, undefined, zeros)
 
-        before = load(v, index(0))
+        before = load(v, INDEX(0))
         raised = cgutils.alloca_once_value(builder, before)
-        with cgutils.for_range(builder, index(size)) as loop:
-            start = builder.mul(loop.index, index(size))
-            least = builder.call(reduce, [builder.sub(load(removable, start), before)])
+        with cgutils.for_range(builder, INDEX(size)) as loop:
+            start = builder.mul(loop.index, INDEX(size))
+            least = builder.call(least_of, [builder.sub(load(removable, start), before)])
             builder.store(least, builder.gep(u, [loop.index]))
             candidate = builder.sub(load(addable, start), splat(least))
             so_far = builder.load(raised)
             builder.store(builder.select(builder.icmp_signed(">", candidate, so_far), candidate, so_far), raised)
         after = builder.load(raised)
-        place = builder.store(after, builder.bitcast(v, vector.as_pointer()))
-        place.align = 8
-        differs = builder.icmp_signed("!=", before, after)
-        bits = builder.bitcast(differs, ir.IntType(size))
-        return builder.icmp_unsigned("!=", bits, ir.Constant(ir.IntType(size), 0))
-
-    return types.boolean(removable, addable, u, v, size_token), generate
+        builder.store(after, builder.bitcast(v, vector.as_pointer())).align = 8
+        differs = builder.bitcast(builder.icmp_signed("!=", before, after), ir.IntType(size))
+        builder.ret(builder.zext(builder.icmp_unsigned("!=", differs, differs.type(0)), INDEX))

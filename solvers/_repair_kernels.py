@@ -33,7 +33,7 @@ QUICK_ROUNDS = 4  # Bellman-Ford rounds before predecessors are kept, which cost
 
 
 @kernel
-def repair_block(scores, flow, n, has_dummy, u, v, work, size_token):
+def repair_block(scores, flow, n, has_dummy, u, v, work, kernels):
     """Make `flow` and the duals optimal.
 
     Parameters
@@ -49,8 +49,8 @@ def repair_block(scores, flow, n, has_dummy, u, v, work, size_token):
     work : tuple of ndarray of int64
         As made by `repair_workspace`; its first two arrays, removable and addable, hold the scores where flow is 1,
         else NEVER, and the scores where it is 0, else -NEVER, but for the dummies.
-    size_token : tuple
-        Its length is E.
+    kernels : ndarray of int64
+        The table of the pattern.
     """
     size = len(u)
     removable, addable, target, row_from, column_from, row_distance, column_distance = work
@@ -59,7 +59,7 @@ def repair_block(scores, flow, n, has_dummy, u, v, work, size_token):
         _refill_row(scores, flow, removable, addable, v, i, n, has_dummy)
     target[size - 1] = n * (size - 1) if has_dummy else 0
     _set_dummies(scores, flow, removable, addable, n, has_dummy)
-    _settle(scores, flow, removable, addable, n, u, v, row_from, column_from, size_token)
+    _settle(scores, flow, removable, addable, n, u, v, row_from, column_from, kernels)
     while _augment(
         scores, flow, removable, addable, n, u, v, target, row_from, column_from, row_distance, column_distance
     ):
@@ -148,10 +148,10 @@ def _mark(scores, flow, removable, addable, i, j, n):
 
 
 @kernel
-def _settle(scores, flow, removable, addable, n, u, v, row_from, column_from, size_token):
+def _settle(scores, flow, removable, addable, n, u, v, row_from, column_from, kernels):
     """Find duals with complementary slackness by Bellman-Ford, improving the mask where a cycle asks for it."""
     for _ in range(QUICK_ROUNDS):
-        if not relax(removable, addable, u, v, size_token):
+        if not relax(kernels, removable, addable, u, v):
             return
     row_from[:] = -1
     column_from[:] = -1

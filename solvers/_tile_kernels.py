@@ -13,25 +13,28 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
 
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL, LineVectors, half_sweep
 from ._jit import kernel
 from ._lane_kernels import SCORE_BITS
+from ._native import INDEX, M, function, native
 
-__all__ = ["LARGEST_TILE_M", "solve_tiles"]
+__all__ = ["LARGEST_TILE_M", "define_solve_tile", "solve_tile", "solve_tiles"]
 
 LARGEST_TILE_M = 4
 SWEEPS = 4  # 97 of 100 Gaussian blocks of 2:4 are settled by then; one more costs more than the lanes save
 
 
 @kernel
-def solve_tiles(weights, mask, layout, first, last, at_most, left, m_token, n_token):
+def solve_tiles(kernels, weights, mask, layout, first, last, at_most, left):
     """Solve what can be solved of the rows of blocks `first` to `last` - 1, and list the blocks that are left.
 
     Parameters
     ----------
-    weights : ndarray of float32, one axis
+    kernels : ndarray of int64
+        The table of the pattern.
+    weights : ndarray of uint8, one axis
+        The memory of float32 weights.
     mask : ndarray of bool, one axis
         Written, for blocks that are left with what is not their answer.
     layout : ndarray of int64, shape (5, 4)
@@ -41,8 +44,6 @@ def solve_tiles(weights, mask, layout, first, last, at_most, left, m_token, n_to
     at_most : bool
     left : ndarray of int64, shape ((last - first) * Bc,)
         Its first entries are overwritten with the blocks that are left.
-    m_token, n_token : tuple
-        Their lengths are M and N.
 
     Returns
     -------
@@ -59,8 +60,8 @@ def solve_tiles(weights, mask, layout, first, last, at_most, left, m_token, n_to
         mask_at = matrix * layout[2, 0] + block_row * layout[2, 1]
         for column in range(0, whole, LANES):
             solved = solve_tile(
-                weights, weights_at + column * layout[1, 2], layout[1, 3],
-                mask, mask_at + column * layout[2, 2], layout[2, 3], at_most, m_token, n_token,
+                kernels, weights, weights_at + column * layout[1, 2], layout[1, 3],
+                mask, mask_at + column * layout[2, 2], layout[2, 3], at_most,
             )  # fmt: skip
             if solved != (1 << LANES) - 1:
                 for lane in range(LANES):
@@ -72,27 +73,32 @@ def solve_tiles(weights, mask, layout, first, last, at_most, left, m_token, n_to
     return count
 
 
-def solve_tile(weights, offset, stride, mask, mask_offset, mask_stride, at_most, m_token, n_token):
+@native(types.int64)
+def solve_tile(
+    kernels, weights: np.ndarray, offset, stride, mask: np.ndarray, mask_offset, mask_stride, at_most
+):  # fmt: skip
     """Solve LANES blocks that stand side by side.
 
     Parameters
     ----------
-    weights : ndarray of float32, one axis
+    kernels : ndarray of int64
+        The table of the pattern.
+    weights : ndarray of uint8, one axis
+        The memory of float32 weights.
     offset, stride : int
         Where the first block starts, and how far apart the rows are.
     mask : ndarray of bool, one axis
         Written for all LANES blocks.
     mask_offset, mask_stride : int
     at_most : bool
-    m_token, n_token : tuple
-        Their lengths are M and N.
 
     Returns
     -------
     int
         Bit l: the mask of block l is optimal.
     """
-    m = len(m_token)
+    m = int(kernels[M])
+    weights = weights.view(np.float32)
     rows = np.stack([np.abs(weights[offset + i * stride : offset + i * stride + LANES * m]) for i in range(m)])
     tile = rows.reshape(m, LANES, m).swapaxes(1, 2)
     exponent = (tile.max(axis=(0, 1)).view(np.int32) >> 23) - 126
@@ -102,8 +108,8 @@ def solve_tile(weights, offset, stride, mask, mask_offset, mask_stride, at_most,
     u, v, middles = (np.zeros(m * LANES, np.int32) for _ in range(3))
     floors = np.full(LANES, -LARGEST_DUAL, np.int32)
     for _ in range(SWEEPS):
-        before = half_sweep(scores, m, 1, v, u, middles, floors, m_token, n_token)
-        flags = half_sweep(scores, 1, m, u, v, middles, floors, m_token, n_token)
+        before = half_sweep(kernels, scores, m, 1, v, u, middles, floors)
+        flags = half_sweep(kernels, scores, 1, m, u, v, middles, floors)
     row_duals, column_duals = u.reshape(m, LANES), middles.reshape(m, LANES)
     kept = scores.reshape(m, m, LANES) - column_duals > row_duals[:, None]
     for i in range(m):
@@ -114,48 +120,28 @@ def solve_tile(weights, offset, stride, mask, mask_offset, mask_stride, at_most,
     return solved & sum(1 << lane for lane in range(LANES) if not at_most or slack[lane] >= 0)
 
 
-@overload(solve_tile)
-def _(weights, offset, stride, mask, mask_offset, mask_stride, at_most, m_token, n_token):
-    def implementation(weights, offset, stride, mask, mask_offset, mask_stride, at_most, m_token, n_token):
-        return _vector_solve_tile(
-            weights, offset, stride, mask, mask_offset, mask_stride, at_most, m_token, n_token
-        )  # fmt: skip
-
-    return implementation
-
-
-@intrinsic
-def _vector_solve_tile(
-    typing_context, weights, offset, stride, mask, mask_offset, mask_stride, at_most, m_token, n_token
-):
-    def generate(context, builder, signature, arguments):
-        weights, mask = (
-            builder.gep(
-                context.make_array(signature.args[position])(context, builder, arguments[position]).data,
-                [arguments[position + 1]],
-            )
-            for position in (0, 3)
-        )
-        tile = _Tile(builder, len(m_token), len(n_token))
-        usable = tile.load(weights, arguments[2])
+def define_solve_tile(module, n, m, weight_bytes):
+    """Generate `solve_tile` for a pattern, if it is one for tiles."""
+    if m > LARGEST_TILE_M or weight_bytes != 4:
+        return
+    with function(module, solve_tile, types.int64) as (
+        builder, weights, offset, stride, mask, mask_offset, mask_stride, at_most
+    ):  # fmt: skip
+        tile = _Tile(builder, n, m)
+        usable = tile.load(builder.gep(builder.bitcast(weights, ir.FloatType().as_pointer()), [offset]), stride)
         settled, slack = tile.sweep()
-        tile.store(mask, arguments[5])
-        enough = builder.or_(tile.splat_bit(builder.not_(builder.trunc(arguments[6], ir.IntType(1)))), slack)
-        solved = builder.and_(builder.and_(usable, settled), enough)
-        return builder.zext(builder.bitcast(solved, ir.IntType(LANES)), ir.IntType(64))
-
-    signature = types.int64(
-        weights, types.int64, types.int64, mask, types.int64, types.int64, types.boolean, m_token, n_token
-    )
-    return signature, generate
+        tile.store(builder.gep(mask, [mask_offset]), mask_stride)
+        exactly = tile.splat_bit(builder.icmp_signed("==", at_most, INDEX(0)))
+        solved = builder.and_(builder.and_(usable, settled), builder.or_(exactly, slack))
+        builder.ret(builder.zext(builder.bitcast(solved, ir.IntType(LANES)), INDEX))
 
 
 class _Tile:
     """LANES blocks side by side as M * M vectors with a block in every lane, in LLVM."""
 
-    def __init__(self, builder, m, n):
+    def __init__(self, builder, n, m):
         self.builder, self.m = builder, m
-        self.lines = LineVectors(builder, m, n)
+        self.lines = LineVectors(builder, n, m)
         self.vector = self.lines.vector
         zero = self.lines.constant(0)
         self.scores = [[cgutils.alloca_once_value(builder, zero) for _ in range(m)] for _ in range(m)]
@@ -229,7 +215,7 @@ class _Tile:
         """Sweep; return which lanes are settled, and in which a shift makes all duals non-negative."""
         builder = self.builder
         flags = cgutils.alloca_once_value(builder, ir.Constant(self.lines.bits, [0] * LANES))
-        with cgutils.for_range(builder, ir.IntType(64)(SWEEPS)):
+        with cgutils.for_range(builder, INDEX(SWEEPS)):
             _, rows = self.half_sweep(columns=False)
             columns, _ = self.half_sweep(columns=True)
             builder.store(builder.and_(rows, columns), flags)

@@ -31,7 +31,7 @@ Young 1954, "Iterative methods for solving partial difference equations of ellip
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -43,9 +43,12 @@ from ..pattern import Constraint, Pattern
 from ..threads import run_parallel
 from . import TABLE
 from ._base import Solver
-from ._dual_sweep_kernels import LANES
+from ._dual_sweep_kernels import LANES, define_half_sweep
+from ._lane_kernels import define_lane_functions
+from ._native import compile_table
 from ._primal_dual_kernels import solve_span
-from ._tile_kernels import LARGEST_TILE_M, solve_tiles
+from ._relax_kernels import define_relax
+from ._tile_kernels import LARGEST_TILE_M, define_solve_tile, solve_tiles
 
 __all__ = ["PrimalDual"]
 
@@ -136,27 +139,34 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
     grids = blocks.weights, blocks.mask, *(nothing if duals is None else duals for duals in (blocks.u, blocks.v))
     for row, grid in enumerate(grids, 1):
         layout[row] = [stride // grid.itemsize for stride in grid.strides[:4]]
-    flat = _flat(blocks.weights, writeable=False), *(_flat(grid, writeable=True) for grid in grids[1:])
-    tokens = (0,) * m, (0,) * n, (0,) * (m + 1)
+    flat = _flat(blocks.weights, writeable=False).view(np.uint8), *(_flat(grid, writeable=True) for grid in grids[1:])
+    kernels = pattern_kernels(n, m, blocks.weights.itemsize)
     at_most = blocks.constraint == "at_most"
 
     def solve_blocks(todo: NDArray[np.int64]) -> None:
-        solve_span(*flat, layout, todo, _scratch(m), _noise(m), at_most, warm, half_sweep_limit(m), *tokens)
+        solve_span(kernels, *flat, layout, todo, _scratch(m), _noise(m), at_most, warm, half_sweep_limit(m))
 
     def solve_rows(first: int) -> None:
         last = min(first + span, rows_of_blocks)
         left = np.empty((last - first) * block_columns, np.int64)
-        count = solve_tiles(*flat[:2], layout, first, last, at_most, left, *tokens[:2])
+        count = solve_tiles(kernels, *flat[:2], layout, first, last, at_most, left)
         solve_blocks(left[:count])
 
     rows_of_blocks = blocks.count // max(1, block_columns)
-    if m <= LARGEST_TILE_M and blocks.u is None and flat[0].dtype == np.float32 and layout[1, 2] == layout[2, 2] == m:
+    if m <= LARGEST_TILE_M and blocks.u is None and blocks.weights.itemsize == 4 and layout[1, 2] == layout[2, 2] == m:
         span = _span(rows_of_blocks, threads, LARGEST_SPAN // max(1, block_columns))
         run_parallel(solve_rows, range(0, max(1, rows_of_blocks), span), threads)
     else:
         span = _span(blocks.count, threads, LARGEST_SPAN)
         numbers = (np.arange(first, min(first + span, blocks.count)) for first in range(0, max(1, blocks.count), span))
         run_parallel(solve_blocks, numbers, threads)
+
+
+@cache
+def pattern_kernels(n: int, m: int, weight_bytes: int) -> NDArray[np.int64]:
+    """Return the table of the functions that are generated for a pattern; see `_native`."""
+    definitions = [define_half_sweep, define_lane_functions, define_relax, define_solve_tile]
+    return compile_table(n, m, weight_bytes, definitions)
 
 
 def _span(count: int, threads: int, largest: int) -> int:
