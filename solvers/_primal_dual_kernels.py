@@ -205,7 +205,7 @@ def _load(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, 
 def _powers(exponent):
     """Split 2**exponent, which may overflow, into two powers of two that do not."""
     half = exponent // 2
-    return math.ldexp(1.0, half), math.ldexp(1.0, exponent - half)
+    return math.ldexp(1.0, int(half)), math.ldexp(1.0, int(exponent - half))
 
 
 @kernel
