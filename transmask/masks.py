@@ -84,12 +84,11 @@ def transposable_mask(
            [1, 0, 1, 0],
            [0, 1, 0, 1]])
     """
-    array, chosen, limit, matrix_axes = as_weights(weights), Pattern.of(pattern), as_constraint(constraint), axes
-    mask = np.zeros(array.shape, np.bool_)
+    array, chosen, limit = as_weights(weights), Pattern.of(pattern), as_constraint(constraint)
     matrix_axes = as_axes(axes, array.ndim)
+    mask = np.zeros(array.shape, np.bool_)
     views = matrix_view(array, matrix_axes), matrix_view(mask, matrix_axes)
-    worker = as_solver(solver, chosen, limit)
-    _fill(*views, None, chosen, limit, worker, resolve_threads(threads), warm=False)
+    _fill(*views, None, chosen, limit, as_solver(solver, chosen, limit), resolve_threads(threads), warm=False)
     return mask
 
 
