@@ -198,6 +198,7 @@ def _load(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, 
             v[j * LANES + lane] = np.int32(min(max(scaled, -largest), largest))
     else:
         for j in range(m):
+            u[j * LANES + lane] = 0
             v[j * LANES + lane] = 0
 
 

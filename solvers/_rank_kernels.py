@@ -32,7 +32,7 @@ def rank_lines(scores):
     Returns
     -------
     row_ranks, column_ranks : ndarray of uint8, shape (ceil(B / LANES), M, M, LANES)
-        Block b is lane b % LANES of group b // LANES. The lanes left over rank zeros.
+        Block b is lane b % LANES of group b // LANES. Lanes that are left over rank other blocks again, or zeros.
     """
     count, m, _ = scores.shape
     groups = (count + LANES - 1) // LANES
@@ -41,10 +41,7 @@ def rank_lines(scores):
     lanes = np.zeros((m, m, LANES), scores.dtype)
     for group in range(groups):
         first = group * LANES
-        in_use = min(LANES, count - first)
-        if in_use < LANES:
-            lanes[:] = 0
-        for lane in range(in_use):
+        for lane in range(min(LANES, count - first)):
             for i in range(m):
                 for j in range(m):
                     lanes[i, j, lane] = scores[first + lane, i, j]

@@ -1,8 +1,9 @@
-"""The short way for M <= 4: LANES blocks that stand side by side are loaded, solved and stored as whole vectors.
+"""The short way for M <= 8: LANES blocks that stand side by side are loaded, solved and stored as whole vectors.
 
 Loading and storing one lane at a time costs more than solving where blocks are small. Here a row of LANES blocks is one
 vector of LANES * M entries, which shuffles turn into M vectors with a block in every lane, and back. A fixed number of
-half sweeps follows; a block that is settled stays settled. The few that are not, are left to the lanes.
+half sweeps follows; a block that is settled stays settled. The few that are not, are left to the lanes. So is a block
+of "at_most" whose duals no shift makes positive: all that is solved here has one optimum, which the lanes would find too.
 """
 
 # mypy: ignore-errors
@@ -21,8 +22,12 @@ from ._native import INDEX, M, function, native
 
 __all__ = ["LARGEST_TILE_M", "define_solve_tile", "solve_tile", "solve_tiles"]
 
-LARGEST_TILE_M = 4
-SWEEPS = 4  # 97 of 100 Gaussian blocks of 2:4 are settled by then; one more costs more than the lanes save
+LARGEST_TILE_M = 8  # 2.4 times faster than single lanes at 4:8, 7 times at 2:4, and no faster at 8:16
+
+
+def tile_sweeps(m):
+    """Return the number of sweeps, which leaves few enough blocks: fastest for Gaussian 2:4 and 4:8."""
+    return 5 if m <= 4 else 7
 
 
 @kernel
@@ -107,7 +112,7 @@ def solve_tile(
     scores = np.ceil(np.where(usable, scaled, 0)).astype(np.int32).reshape(-1)
     u, v, middles = (np.zeros(m * LANES, np.int32) for _ in range(3))
     floors = np.full(LANES, -LARGEST_DUAL, np.int32)
-    for _ in range(SWEEPS):
+    for _ in range(tile_sweeps(m)):
         before = half_sweep(kernels, scores, m, 1, v, u, middles, floors)
         flags = half_sweep(kernels, scores, 1, m, u, v, middles, floors)
     row_duals, column_duals = u.reshape(m, LANES), middles.reshape(m, LANES)
@@ -117,7 +122,7 @@ def solve_tile(
         mask[start : start + LANES * m] = kept[i].T.ravel()
     solved = flags & (before >> LANES) & sum(1 << lane for lane in range(LANES) if usable[lane])
     slack = row_duals.min(axis=0) + column_duals.min(axis=0)
-    return solved & sum(1 << lane for lane in range(LANES) if not at_most or slack[lane] >= 0)
+    return solved & sum(1 << lane for lane in range(LANES) if not at_most or slack[lane] > 0)
 
 
 def define_solve_tile(module, n, m, weight_bytes):
@@ -212,10 +217,10 @@ class _Tile:
         return before, after
 
     def sweep(self):
-        """Sweep; return which lanes are settled, and in which a shift makes all duals non-negative."""
+        """Sweep; return which lanes are settled, and in which a shift makes all duals positive."""
         builder = self.builder
         flags = cgutils.alloca_once_value(builder, ir.Constant(self.lines.bits, [0] * LANES))
-        with cgutils.for_range(builder, INDEX(SWEEPS)):
+        with cgutils.for_range(builder, INDEX(tile_sweeps(self.m))):
             _, rows = self.half_sweep(columns=False)
             columns, _ = self.half_sweep(columns=True)
             builder.store(builder.and_(rows, columns), flags)
@@ -225,7 +230,7 @@ class _Tile:
             for dual in duals[1:]:
                 lowest = self.lines.extreme("min", lowest, builder.load(dual))
             least.append(lowest)
-        slack = builder.icmp_signed(">=", builder.add(*least), self.lines.constant(0))
+        slack = builder.icmp_signed(">", builder.add(*least), self.lines.constant(0))
         return builder.load(flags), slack
 
     def store(self, start, stride):
