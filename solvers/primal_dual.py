@@ -20,8 +20,8 @@ Cost
     written once into the lanes, and the mask is written; nothing else is allocated but the scratch of a thread, less
     than 0.3 MB.
 When not to use it
-    Blocks of more than 64 rows, for which no networks are generated. The first call ever compiles for some seconds; what
-    depends on the pattern takes 0.1 to 0.5 s in every process.
+    Blocks of more than 64 rows, for which no networks are generated. The first call ever compiles for some seconds;
+    what depends on the pattern takes 0.1 to 0.5 s in every process.
 
 References
 ----------
