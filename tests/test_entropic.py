@@ -55,6 +55,13 @@ def test_the_plan_of_larger_blocks_is_that_of_the_textbook(constraint):
     assert np.allclose(plan(scores, 16, 100.0, 300, constraint), expected, rtol=0, atol=1e-11)
 
 
+def test_factors_that_would_leave_the_range_of_floats(constraint):
+    """The row of the huge entry is scaled up by up to 7 in each of 1500 rounds."""
+    scores = families.one_huge(np.random.default_rng(0), 1, 8)
+    expected = np.exp(textbook_dykstra(scores, 7, 1e4, 1500, constraint))
+    assert np.allclose(plan(scores, 7, 1e4, 1500, constraint), expected, rtol=0, atol=1e-10)
+
+
 @compiled
 def test_a_converged_plan_holds_its_constraints_and_is_optimal_for_them(constraint):
     """Where 0 < P < 1, log P - tau S is a sum of a row and a column number, at or below 0 for "at_most"."""
