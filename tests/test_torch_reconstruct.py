@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # two threads that wait for each other are slow on a busy machine
 
 import naive  # noqa: E402
+from rich.console import Console  # noqa: E402
 from torch import nn  # noqa: E402
 
 import transmask as tm  # noqa: E402
@@ -440,3 +442,15 @@ def test_plain_patterns_and_half_precision():
     assert model[0].weight.dtype == torch.bfloat16
     assert ((model[0].weight != 0).reshape(-1, 4).sum(1) == 2).all()
     assert all(fit.error_fitted < fit.error_masked for fit in report.fits)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(terminal, monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr(
+        "transmask.torch.reconstruction.Console", lambda **_: Console(file=shown, force_terminal=terminal, width=120)
+    )
+    (fit,) = tmt.reconstruct(two_layers(), [data(64, 32)], "2:4", layers="0").fits
+    assert ("0.weight: error" in shown.getvalue()) == terminal
+    assert bool(shown.getvalue()) == terminal
+    assert fit.name == "0.weight"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -123,6 +124,13 @@ def test_a_cpu_is_refused_with_the_reason_and_the_model_unchanged():
         tmt.to_sparse_semi_structured(model)
     assert type(model[0].weight) is nn.Parameter
     assert model[0].weight.layout == torch.strided
+
+
+def test_an_old_device_is_refused(monkeypatch):
+    weight = SimpleNamespace(device=torch.device("cuda", 0))
+    for capability, refusal in (((7, 5), "on a device of compute capability 7.5, older than 8.0"), ((8, 0), "")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert semi_structured._device_refusal(weight) == refusal
 
 
 @pytest.fixture

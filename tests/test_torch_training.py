@@ -315,6 +315,12 @@ def test_attach_refuses_what_it_cannot_serve():
         tmt.MaskController(nn.Linear(2, 2))
 
 
+def test_what_is_printed():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    assert repr(tmt.sparsify(model, "2:4", estimator="ste")) == "MaskController(Sequential: 2 masks, 96 weights)"
+    assert "(0): MaskedWeight(2:4 transposable, ste, step 0)" in repr(model)
+
+
 def test_a_transformer_trains_and_evaluates_with_masks():
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)

@@ -64,9 +64,10 @@ def tensor_to_numpy(tensor: torch.Tensor, *, argument: str = "weights") -> Array
         )
     values = tensor.detach().resolve_conj().resolve_neg()
     if name != "bfloat16" and not name.startswith("float8"):
-        return values.numpy()
+        array: Array = values.numpy()
+        return array
     import ml_dtypes  # here, because `import transmask` loads numpy and nothing heavier
 
     torch = sys.modules["torch"]
-    bits = values.view(torch.int16 if tensor.dtype.itemsize == 2 else torch.uint8).numpy()
+    bits: Array = values.view(torch.int16 if tensor.dtype.itemsize == 2 else torch.uint8).numpy()
     return bits.view(np.dtype(getattr(ml_dtypes, name)))

@@ -17,7 +17,7 @@ from .layers import SelectionReport, WeightChoice
 from .least_squares import LeastSquares
 from .packing import Packed, pack, unpack
 from .prune_method import TransposablePruning, transposable
-from .reconstruct import reconstruct
+from .reconstruction import reconstruct
 from .reconstruction_report import LayerFit, ReconstructionReport
 from .semi_structured import to_sparse_semi_structured
 from .tensor_masks import transposable_mask

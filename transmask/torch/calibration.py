@@ -72,8 +72,6 @@ class Calibration:
                 try:
                     self._forward(model, batch)
                 except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                    if isinstance(error, InvalidArgumentError):
-                        raise
                     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                     raise InvalidArgumentError(
                         f"`calibration` must hold batches that the model can run on, got batch {count}, "

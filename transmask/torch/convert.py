@@ -15,7 +15,7 @@ from ..errors import InvalidArgumentError, InvalidTypeError
 from ..pattern import Pattern
 from .layers import select_weights
 from .layouts import Allowed
-from .reconstruct import reconstruct
+from .reconstruction import reconstruct
 from .reconstruction_report import ReconstructionReport
 
 __all__ = ["convert_unstructured", "supported_pattern"]

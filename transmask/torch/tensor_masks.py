@@ -174,11 +174,10 @@ class MaskRule:
         """Solve (..., R, C) scores into `mask`, from the duals of an earlier mask where the solver can use them."""
         solver = as_solver(self.solver, self.pattern, self.constraint)
         duals = None
-        warm = solver.warm_startable and start is not None
-        if warm and start is not None:
-            duals = start[0].astype(np.float64), start[1].astype(np.float64)
-        elif solver.warm_startable:
-            duals = empty_duals(scores.shape, self.pattern.m)
+        if solver.warm_startable:
+            cold = empty_duals(scores.shape, self.pattern.m)
+            duals = cold if start is None else (start[0].astype(np.float64), start[1].astype(np.float64))
+        warm = duals is not None and start is not None
         for blocks in cut(scores, mask, duals, self.pattern.m, self.constraint):
             solver.solve_blocks(blocks, self.pattern, threads=resolve_threads(None), warm=warm)
         if duals is None:
