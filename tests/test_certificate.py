@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import transmask as tm
+from transmask._duals import linear_program_duals
 from transmask.blocks import empty_duals
 from transmask.certificate import PROVEN_GAP, certify_matrices
 from transmask.testing import patterns, weights
@@ -232,6 +233,31 @@ def test_whatever_duals_a_solver_leaves_the_bound_holds_and_is_tight(start, shar
         assert kept == pytest.approx((scores * mask).sum(), rel=1e-14)
         assert np.isfinite(u).all()
         assert np.isfinite(v).all()
+
+
+def test_duals_of_the_other_constraint_prove_nothing():
+    """For "exactly" they may be negative, and then their bound is none for "at_most"."""
+    scores = families.better_with_fewer(np.random.default_rng(0), 1, 4)[0]
+    mask = naive.best_mask(scores, 2, "exactly")
+    exactly = tm.certify(scores, mask, "2:4", constraint="exactly")
+    assert min(exactly.u.min(), exactly.v.min()) < 0
+    duals = exactly.u.copy(), exactly.v.copy()
+    _, bound = certify_matrices(scores, mask, duals, tm.Pattern(2, 4), "at_most", threads=1)
+    assert bound == pytest.approx(float(naive.best_value(scores, 2, "at_most")), rel=1e-9)
+
+
+EXTREME = {families.denormal, families.zeros, families.six_hundred_decades}
+
+
+@pytest.mark.parametrize("family", sorted({*families.FAMILIES} - EXTREME, key=lambda family: family.__name__))
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (4, 8)])
+def test_the_linear_program_is_tight(family, n, m, constraint):
+    for block in family(np.random.default_rng(m), 2, m).astype(np.float64):
+        u, v = linear_program_duals(block, n, at_most=constraint == "at_most")
+        optimum = naive.best_value(block, n, constraint)
+        assert 0 <= naive.dual_bound(block, u, v, n) - optimum <= optimum * Fraction(1, 10**12)
+        if constraint == "at_most":
+            assert min(u.min(), v.min()) >= 0
 
 
 def test_no_solver_code_is_used():

@@ -25,6 +25,8 @@ def test_the_network_is_the_published_one(n, m, constraint):
         for j in range(m):
             assert graph.edges[("row", i), ("column", j)] == {"capacity": 1, "weight": -int(scores[i, j])}
     assert graph.has_edge("source", "sink") == (constraint == "at_most")
+    if constraint == "at_most":
+        assert graph.edges["source", "sink"] == {"capacity": n * m, "weight": 0}
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
