@@ -207,6 +207,7 @@ def test_compare_measures_every_solver(model):
 
 
 def test_compare_leaves_out_what_cannot_and_draws(model):
+    pytest.importorskip("matplotlib")
     done = succeeds(
         "compare",
         "m.safetensors",

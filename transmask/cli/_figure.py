@@ -25,12 +25,12 @@ def check_plot(path: Path) -> None:
     InvalidArgumentError
         If `path` does not end with .png, .svg or .pdf.
     """
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise InvalidArgumentError(f"`plot` must end with '.png', '.svg' or '.pdf', got {str(path)!r}.")
     if find_spec("matplotlib") is None:
         raise MissingDependencyError(
             '`plot` must be left out where matplotlib is not installed. Install it: pip install "transmask[plot]"'
         )
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise InvalidArgumentError(f"`plot` must end with '.png', '.svg' or '.pdf', got {str(path)!r}.")
 
 
 def save_plot(draw: Callable[[Axes], object], path: Path, *, height: float = 4.0, inputs: Iterable[Path] = ()) -> None:
