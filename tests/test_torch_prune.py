@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import naive  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn.utils import prune  # noqa: E402
 
@@ -58,7 +59,9 @@ def test_importance_scores_replace_the_weight():
 
 
 @pytest.mark.parametrize("before", ["l1_unstructured", "transposable"])
-def test_pruning_again_stays_within_what_is_left(before):
+@pytest.mark.parametrize("scores", [None, torch.rand(16, 16, generator=torch.Generator().manual_seed(1)) + 1])
+def test_pruning_again_is_optimal_within_what_is_left(before, scores):
+    """Scores that know nothing of the first pruning must not spend the second on entries that are gone."""
     torch.manual_seed(0)
     layer = nn.Linear(16, 16)
     if before == "transposable":
@@ -66,11 +69,13 @@ def test_pruning_again_stays_within_what_is_left(before):
     else:
         prune.l1_unstructured(layer, "weight", 0.4)
     first = layer.weight_mask.bool()
-    tmt.transposable(layer, "weight", 1, 4)
+    tmt.transposable(layer, "weight", 1, 4, importance_scores=scores)
     again = layer.weight_mask.bool()
     assert not (again & ~first).any()
     assert tm.check_mask(again, "1:4").ok
-    assert again.sum() >= 50
+    left = (layer.weight_orig.detach().abs() if scores is None else scores) * first
+    values = left.double().numpy()
+    assert naive.kept_value(values, again.numpy()) == naive.matrix_value(values, 1, 4, "exactly")
 
 
 def test_a_container_of_methods_is_what_torch_makes_of_two():
