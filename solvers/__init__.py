@@ -70,7 +70,7 @@ TABLE = {
         ),
         SolverInfo(
             "two_approximation", "TwoApproximation", "pruned <= 2 x optimum", BOTH, None, "numba",
-            "Hubara et al. 2021, Accelerated Sparse Neural Training, algorithm 1",
+            "Hubara et al. 2021, Accelerated Sparse Neural Training, 2-approximation algorithm",
         ),
         SolverInfo(
             "entropic", "Entropic", "none", BOTH, None, "numba",
