@@ -15,7 +15,8 @@ Cost
     About 10, 24, 79, 330 and 1300 us for a Gaussian block with M = 4, 8, 16, 32, 64, on one core. OR-Tools holds the
     interpreter's lock while it solves, so one thread does all the work.
 When not to use it
-    For M <= 4 enumeration takes a tenth of the time.
+    Up to M = 64 primal_dual is far faster, and for M <= 4 enumeration is too. This one takes any M, compiles nothing,
+    and shares no code with them, which makes it the one to hold them against.
 
 References
 ----------
