@@ -13,7 +13,7 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
-SMALL = {"01_quickstart": 8, "02_quality_vs_speed": 0.25}
+SMALL = {"01_quickstart": 8, "02_quality_vs_speed": 0.25, "03_mask_diversity": 1, "04_train_and_convert": 4}
 """What stands in for the SIZE of each notebook here."""
 
 EXTRAS = {"matplotlib": "transmask[plot]", "torch": "transmask[torch]", "sklearn": '".[notebooks]"'}
