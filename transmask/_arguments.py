@@ -69,7 +69,7 @@ def _refuse_nonfinite(array: Array, argument: str) -> None:
             largest = np.maximum(-np.min(array), np.max(array))  # NaN if an entry is
             if largest <= limit:
                 return
-        elif np.isfinite(np.sum(array, dtype=array.dtype if array.dtype.itemsize == 4 else np.float32)):
+        elif np.isfinite(np.sum(array, dtype=np.float32)):
             return  # a NaN or an infinity would have reached the sum; an overflow is looked at below
         finite = np.isfinite(array)  # a signalling NaN in bfloat16 warns here
     bad = array.size - int(np.count_nonzero(finite))
