@@ -1,4 +1,4 @@
-"""How many threads there are, and that work spread over them is done once, stops on errors and leaves nothing behind."""
+"""How many threads there are; that work spread over them is done once, stops on errors and leaves nothing behind."""
 
 import os
 import threading
