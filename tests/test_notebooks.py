@@ -123,6 +123,15 @@ def test_nothing_but_figures_is_committed():
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
+def test_the_pictures_of_the_readme_are_those_of_the_notebooks(tmp_path):
+    script = CHECKOUT / "examples" / "notebook_figures.py"
+    subprocess.run([sys.executable, script, tmp_path], check=True, capture_output=True)
+    assert sorted(drawn.name for drawn in tmp_path.iterdir()) == [f"notebook-{path.name[:2]}.png" for path in NOTEBOOKS]
+    for drawn, path in zip(sorted(tmp_path.iterdir()), NOTEBOOKS, strict=True):
+        assert drawn.read_bytes() in figures_of(path)
+        assert drawn.read_bytes() == (CHECKOUT / "docs" / "img" / drawn.name).read_bytes(), "run the script"
+
+
 def test_cleaning_takes_all_but_figures(tmp_path):
     (tmp_path / "clean.py").write_bytes((CHECKOUT / "notebooks" / "clean.py").read_bytes())
     figure = {"output_type": "display_data", "data": {"image/png": "abc\n", "text/plain": ["<Figure>"]}, "metadata": {}}
