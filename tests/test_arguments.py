@@ -14,6 +14,7 @@ from transmask._arguments import as_axes, as_mask, as_weights, matrix_view
 from transmask.testing import weights
 
 EXTENSIONS = [getattr(ml_dtypes, name) for name in dir(ml_dtypes) if name.startswith(("float", "int", "uint"))]
+EXTENSIONS.remove(ml_dtypes.float8_e8m0fnu)  # has no zero
 REAL = [
     np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64,
     np.float16, np.float32, np.float64, np.longdouble, ml_dtypes.bfloat16, *EXTENSIONS,
@@ -22,7 +23,7 @@ REAL = [
 
 @pytest.mark.parametrize("dtype", REAL, ids=lambda dtype: np.dtype(dtype).name)
 def test_every_real_dtype_is_taken_as_it_is(dtype):
-    values = np.random.default_rng(0).integers(1 if dtype is ml_dtypes.float8_e8m0fnu else 0, 3, (5, 9))
+    values = np.random.default_rng(0).integers(0, 3, (5, 9))
     array = (values > 0 if np.dtype(dtype).name in ("int2", "int1", "uint1") else values).astype(dtype)
     assert as_weights(array) is array
     exact = np.abs(array.astype(np.float64))

@@ -226,7 +226,7 @@ def test_whatever_duals_a_solver_leaves_the_bound_holds_and_is_tight(start, shar
         if not good:
             mask[:4, :4] = naive.random_mask(rng, 2, 4)
         u, v = (part.copy() for part in duals)
-        kept, bound = certify_matrices(scores, mask, (u, v), tm.Pattern(2, 4), constraint, threads=1)
+        kept, bound, *_ = certify_matrices(scores, mask, (u, v), tm.Pattern(2, 4), constraint, threads=1)
         optimum = float(naive.matrix_value(scores, 2, 4, constraint))
         assert bound == pytest.approx(optimum, rel=1e-9)
         assert bound >= optimum * (1 - 1e-15)
@@ -242,7 +242,7 @@ def test_duals_of_the_other_constraint_prove_nothing():
     exactly = tm.certify(scores, mask, "2:4", constraint="exactly")
     assert min(exactly.u.min(), exactly.v.min()) < 0
     duals = exactly.u.copy(), exactly.v.copy()
-    _, bound = certify_matrices(scores, mask, duals, tm.Pattern(2, 4), "at_most", threads=1)
+    _, bound, *_ = certify_matrices(scores, mask, duals, tm.Pattern(2, 4), "at_most", threads=1)
     assert bound == pytest.approx(float(naive.best_value(scores, 2, "at_most")), rel=1e-9)
 
 
