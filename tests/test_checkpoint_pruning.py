@@ -229,3 +229,47 @@ def test_check_counts_a_nan_as_kept(tmp_path):
     write_safetensors(tmp_path / "m.safetensors", {"w": weights})
     (found,) = check_checkpoint(tmp_path / "m.safetensors", "2:4")
     assert found.report.first_offender == "row 0, columns 0 to 3 keeps 3, more than 2 of 4"
+
+
+@pytest.fixture(params=["file", "shards"])
+def two(request, tmp_path):
+    """A checkpoint of the tensors a and b, and a function that names its outputs."""
+    tensors = {name: np.random.default_rng(0).standard_normal((8, 8)) for name in ("a", "b")}
+    if request.param == "file":
+        write_safetensors(tmp_path / "two.safetensors", tensors)
+        return tmp_path / "two.safetensors", lambda name: tmp_path / f"{name}.safetensors"
+    shards = {f"{name}.safetensors": {name: array} for name, array in tensors.items()}
+    return write_sharded(tmp_path / "two", shards), lambda name: tmp_path / name
+
+
+def test_a_second_run_keeps_what_the_first_noted(two):
+    model, output = two
+    prune_checkpoint(
+        plan_pruning(model, "2:4", include="^a"), output("one"), masks=output("one").parent / "1.safetensors"
+    )
+    masks = output("one").parent / "2.safetensors"
+    prune_checkpoint(plan_pruning(output("one"), "2:4", include="^b", solver="greedy"), output("both"), masks=masks)
+    assert {found.name: found.report.ok for found in check_checkpoint(output("both"), "2:4")} == {"a": True, "b": True}
+    assert open_checkpoint(output("both")).record.solver == ""
+    assert list(read_masks(masks)) == list(read_masks(masks).axes) == ["b"]
+    prune_checkpoint(plan_pruning(output("both"), "1:4"), output("again"))
+    assert open_checkpoint(output("again")).record.pattern == tm.Pattern(1, 4)
+    assert sorted(open_checkpoint(output("again")).record.axes) == ["a", "b"]
+
+
+@pytest.mark.parametrize(("pattern", "constraint"), [("1:4", "exactly"), ("2:4", "at_most")])
+def test_a_second_run_must_not_mix_patterns(two, pattern, constraint):
+    model, output = two
+    prune_checkpoint(plan_pruning(model, "2:4", include="^a"), output("one"))
+    before = files_in(output("one").parent)
+    plan = plan_pruning(output("one"), pattern, constraint=constraint, include="^b")
+    with pytest.raises(tm.InvalidArgumentError) as caught:
+        prune_checkpoint(plan, output("both"))
+    assert str(caught.value) == (
+        f"`pattern` must be 2:4 exactly, which 'a' was pruned with before, got {pattern} "
+        f"{constraint.replace('_', ' ')}. One file holds one pattern: prune that tensor again too."
+    )
+    assert files_in(output("one").parent) == before
+    masks = output("one").parent / "masks.safetensors"
+    prune_checkpoint(plan, None, masks=masks, apply=False)
+    assert list(read_masks(masks)) == ["b"]

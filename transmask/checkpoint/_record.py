@@ -23,7 +23,7 @@ class PruneRecord:
     pattern : Pattern
     constraint : {"exactly", "at_most"}
     solver : str
-        Name of the solver that made the masks; empty if not known.
+        Name of the solver that made the masks; empty if not known, or if there were several.
     axes : dict of str to tuple of two int
         For each tensor that was pruned, the axes that form its matrix.
     """

@@ -14,7 +14,7 @@ from ..errors import InvalidArgumentError, TransmaskError
 from ..masks import solve
 from ..result import MaskResult
 from ..threads import resolve_threads
-from ._base import TensorInfo
+from ._base import Checkpoint, TensorInfo
 from ._open import PathLike, as_path
 from ._record import PruneRecord
 from ._staging import Staging
@@ -78,7 +78,8 @@ def prune_checkpoint(
         From `plan_pruning`.
     output : str or path-like, or None
         The new checkpoint, of the format of the old one; a new or empty folder if that is sharded. dtypes, order and
-        metadata stay, and a "transmask" entry is added to the metadata of safetensors.
+        metadata stay, and a "transmask" entry is added to the metadata of safetensors. If that says that the input was
+        pruned before, the tensors left alone now stay noted, and must have been pruned alike.
     masks : str or path-like, optional
         A ``.safetensors`` file for the masks, to be read by `read_masks`.
     apply : bool, default True
@@ -96,7 +97,8 @@ def prune_checkpoint(
     Raises
     ------
     InvalidTypeError, InvalidArgumentError
-        If an argument cannot be used, or a weight is NaN or infinite; the message names the tensor.
+        If an argument cannot be used, or a weight is NaN or infinite; the message names the tensor. Or if a tensor that
+        is left alone was pruned before with another pattern or constraint.
     UnsupportedPatternError, SolverError
         As `solve`.
     CheckpointError, OSError
@@ -118,6 +120,7 @@ def prune_checkpoint(
         raise InvalidArgumentError("`masks` must be given with apply=False, got None. Nothing else would be written.")
     run = _Run(plan, apply, resolve_threads(threads), progress or (lambda tensor, outcome: None))
     record = PruneRecord(plan.pattern, plan.constraint, plan.solver.info.name, plan.axes)
+    noted = None if output is None or not apply else _joined(plan.checkpoint, record)
     with Staging(plan.checkpoint.files) as staging, ExitStack() as files:
         if masks is not None:
             file = staging.file(as_masks_path(as_path(masks, "masks"), "masks"), "masks")
@@ -131,8 +134,24 @@ def prune_checkpoint(
             final = as_path(output, "output")
             plan.checkpoint.check_output(final)
             stage = staging.file if plan.checkpoint.suffix else staging.folder
-            plan.checkpoint.rewrite(stage(final, "output"), run.replace, record if apply else None)
+            plan.checkpoint.rewrite(stage(final, "output"), run.replace, noted)
     return run.outcomes
+
+
+def _joined(checkpoint: Checkpoint, new: PruneRecord) -> PruneRecord:
+    """Add to the record of a run what an earlier one noted about the tensors that this one leaves alone."""
+    old = checkpoint.record
+    left = {} if old is None else {name: axes for name, axes in old.axes.items() if name not in new.axes}
+    if old is None or not left:
+        return new
+    if (old.pattern, old.constraint) != (new.pattern, new.constraint):
+        before, now = (f"{record.pattern} {record.constraint.replace('_', ' ')}" for record in (old, new))
+        raise InvalidArgumentError(
+            f"`pattern` must be {before}, which {next(iter(left))!r} was pruned with before, got {now}. "
+            "One file holds one pattern: prune that tensor again too."
+        )
+    solver = new.solver if new.solver == old.solver else ""
+    return PruneRecord(new.pattern, new.constraint, solver, left | new.axes)
 
 
 class _Run:
