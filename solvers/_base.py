@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ..blocks import Array, Blocks
 from ..errors import UnsupportedPatternError
@@ -99,6 +99,16 @@ class Solver(ABC):
 
         others = [name for name in exact_solvers(pattern, constraint) if name != self.info.name]
         return f"Use one of {', '.join(map(repr, others))}."
+
+    def prepare(self, pattern: Pattern, dtype: DTypeLike) -> None:  # noqa: B027 - most solvers have nothing to prepare
+        """Compile, or load from disk, what a solve of this pattern needs, so that it is not part of its time.
+
+        Parameters
+        ----------
+        pattern : Pattern
+        dtype : dtype_like
+            Of the weights.
+        """
 
     def solve_blocks(self, blocks: Blocks, pattern: Pattern, *, threads: int, warm: bool) -> None:
         """Solve a grid of blocks and write the answer into ``blocks.mask``.

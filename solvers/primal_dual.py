@@ -33,11 +33,10 @@ Young 1954, "Iterative methods for solving partial difference equations of ellip
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ..blocks import Array, Blocks, score_dtype
 from ..pattern import Constraint, Pattern
@@ -97,15 +96,8 @@ class PrimalDual(Solver):
         _solve_in_place(blocks, pattern, 1, warm=False)
         return mask[0, 0]
 
-    def prepare(self, pattern: Pattern, dtype: Any = np.float32) -> None:
-        """Compile the kernels for a pattern, or load them from the cache on disk.
-
-        Parameters
-        ----------
-        pattern : Pattern
-        dtype : dtype_like, default float32
-            Of the weights.
-        """
+    def prepare(self, pattern: Pattern, dtype: DTypeLike) -> None:
+        """Compile the kernels, or load them from disk; see `Solver.prepare`."""
         self.solve_scores(np.zeros((0, pattern.m, pattern.m), score_dtype(dtype)), pattern, "exactly")
 
 

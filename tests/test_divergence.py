@@ -206,3 +206,15 @@ def test_torch_tensors_are_masks_too():
     torch = pytest.importorskip("torch")
     before, after = torch.eye(4), torch.ones(4, 4, dtype=torch.bool)
     assert sparse_architecture_divergence({"fc": before}, {"fc": after}).total == 12
+
+
+def test_packed_masks_do_not_follow_the_array_they_were_made_of():
+    bits = tm.PackedMask.pack(np.eye(4)).bits.copy()
+    packed = tm.PackedMask(bits, (4, 4))
+    bits[:] = 0
+    assert packed.unpack().sum() == 4
+
+
+def test_layers_with_names_of_different_types():
+    with pytest.raises(tm.InvalidArgumentError, match="must have the same layers"):
+        tm.sparse_architecture_divergence({1: [[1]]}, {"a": [[1]]})

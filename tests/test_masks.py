@@ -1,8 +1,10 @@
 """transposable_mask and solve as a user calls them: shapes, axes, results, the warm start, what the bound says."""
 
+import dataclasses
 import pickle
 from itertools import product
 
+import ml_dtypes
 import naive
 import numpy as np
 import pytest
@@ -119,7 +121,7 @@ def test_at_most_is_never_worse_and_sometimes_better_than_exactly():
 def test_a_result_prints_itself_on_one_line_and_pickles():
     result = tm.solve(np.arange(64.0).reshape(8, 8), "2:4", solver="min_cost_flow")
     assert repr(result).startswith(
-        "MaskResult(2:4 'exactly', min_cost_flow, 4 blocks of 8x8: kept 1008 = 50.00% of the total, gap 0.0e+00, optima"
+        "MaskResult(8x8, 2:4 'exactly', min_cost_flow: kept 1008 = 50.00% of the total, 4 blocks, gap 0.0e+00, optima"
     )
     assert "\n" not in repr(result)
     again = pickle.loads(pickle.dumps(result))
@@ -231,3 +233,34 @@ def test_blocks_do_not_see_each_other():
         changed = tm.transposable_mask(other, "2:4") != mask
         changed[row : row + 4, column : column + 4] = False
         assert not changed.any()
+
+
+def test_a_pattern_too_large_for_memory_is_refused():
+    with pytest.raises(tm.UnsupportedPatternError, match="`pattern` must have M of at most 4096, got '2:40000'"):
+        tm.transposable_mask(np.ones((4, 4)), "2:40000", solver="greedy")
+    assert tm.nm_mask(np.ones((2, 5)), "2:1000000").sum(axis=1).tolist() == [2, 2]
+
+
+def test_a_dtype_without_a_zero_is_refused():
+    with pytest.raises(tm.InvalidTypeError, match="`weights` must hold a dtype that has a zero, got float8_e8m0fnu"):
+        tm.solve(np.ones((3, 3)).astype(ml_dtypes.float8_e8m0fnu), "1:4")
+
+
+def test_a_huge_weight_does_not_hide_what_other_blocks_lose():
+    weights = np.random.default_rng(0).standard_normal((40, 40))
+    weights[:4, :4] *= 1e20
+    exact = tm.solve(weights, "2:4")
+    weights_left = np.abs(weights)
+    worse = exact.mask.copy()
+    worse[36:, 36:] = np.roll(worse[36:, 36:], 1, axis=0)
+    assert weights_left[worse].sum() == pytest.approx(exact.kept, rel=1e-15)
+    certificate = tm.certify(weights, worse, "2:4")
+    assert certificate.gap <= 1e-12 < certificate.worst_gap
+    assert exact.worst_gap <= 1e-12
+    assert exact.status is tm.Status.OPTIMAL
+
+
+def test_edited_duals_of_another_shape_are_no_start():
+    result = tm.solve(np.ones((8, 8)), "2:4")
+    with pytest.raises(tm.InvalidArgumentError, match="`start` must be a result for the same shape of u and v"):
+        tm.solve(np.ones((8, 8)), "2:4", start=dataclasses.replace(result, u=np.zeros((1, 1))))

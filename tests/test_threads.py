@@ -167,3 +167,27 @@ def test_several_callers_get_their_own_masks():
     for caller in callers:
         caller.join()
     assert np.array_equal(found, expected)
+
+
+def test_when_no_further_thread_can_be_started_the_started_ones_stop(monkeypatch):
+    start, started, done = threading.Thread.start, [], []
+
+    def fail_the_second(self):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    def work(item):
+        time.sleep(0.01)
+        done.append(item)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_the_second)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        run_parallel(work, range(1000), 3)
+    assert not started[0].is_alive()
+    assert len(done) < 1000
+
+
+def test_a_huge_number_of_threads_is_cut():
+    assert resolve_threads(10**30) == 1024

@@ -28,7 +28,7 @@ def as_weights(weights: ArrayLike, *, argument: str = "weights") -> Array:
     Raises
     ------
     InvalidTypeError
-        If the dtype is complex, object, string or anything else that is not real.
+        If the dtype is complex, object, string or anything else that is not real, or has no zero.
     InvalidArgumentError
         If there are fewer than two axes; an entry is NaN or infinite, which the message counts, naming the first; or an
         entry is so large that sums overflow.
@@ -38,6 +38,10 @@ def as_weights(weights: ArrayLike, *, argument: str = "weights") -> Array:
         raise InvalidTypeError(
             f"`{argument}` must hold real numbers, got dtype {array.dtype}. "
             + ("Pass its absolute value as scores." if array.dtype.kind == "c" else "Convert it with .astype(float).")
+        )
+    if array.dtype.name == "float8_e8m0fnu":
+        raise InvalidTypeError(
+            f"`{argument}` must hold a dtype that has a zero, got {array.dtype}. Convert it with .astype(np.float32)."
         )
     if array.ndim < 2:
         raise InvalidArgumentError(

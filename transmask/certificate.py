@@ -44,7 +44,7 @@ _CHUNK_ENTRIES = 1 << 15  # 256 KB of float64: the few arrays of this size that 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Certificate:
     """How good a mask is, with the proof.
 
@@ -54,6 +54,8 @@ class Certificate:
         Sum of abs(weights) over the kept entries.
     upper_bound : float
         No mask of the same pattern and constraint keeps more.
+    worst_gap : float
+        The largest gap of a single block.
     u : ndarray of float64, shape (..., R, ceil(C / M))
         Dual variables of the rows, one for each row of each block; the matrix axes moved last.
     v : ndarray of float64, shape (..., ceil(R / M), C)
@@ -62,8 +64,15 @@ class Certificate:
 
     kept: float
     upper_bound: float
+    worst_gap: float
     u: Floats
     v: Floats
+
+    def __repr__(self) -> str:
+        return (
+            f"Certificate(kept={self.kept:.6g}, upper_bound={self.upper_bound:.6g}, gap={self.gap:.1e}, "
+            f"worst_gap={self.worst_gap:.1e})"
+        )
 
     @property
     def gap(self) -> float:
@@ -135,14 +144,14 @@ def certify(
         )
     views = matrix_view(array, matrix_axes), matrix_view(kept, matrix_axes)
     duals = empty_duals(views[0].shape, chosen.m)
-    total, bound = certify_matrices(*views, duals, chosen, limit, threads=resolve_threads(threads))
-    return Certificate(total, bound, *duals)
+    total, bound, worst_gap = certify_matrices(*views, duals, chosen, limit, threads=resolve_threads(threads))
+    return Certificate(total, bound, worst_gap, *duals)
 
 
 def certify_matrices(
     weights: Array, mask: NDArray[np.bool_], duals: Duals, pattern: Pattern, constraint: Constraint, *, threads: int
-) -> tuple[float, float]:
-    """Certify validated (..., R, C) arrays: return (kept, upper_bound) and improve `duals` in place.
+) -> tuple[float, float, float]:
+    """Certify validated (..., R, C) arrays: return (kept, upper_bound, worst_gap) and improve `duals` in place.
 
     Parameters
     ----------
@@ -157,18 +166,19 @@ def certify_matrices(
 
     Returns
     -------
-    kept, upper_bound : float
+    kept, upper_bound, worst_gap : float
     """
-    sums: list[tuple[float, float]] = []
+    found: list[tuple[float, float, float]] = []
     for blocks in cut(weights, mask, duals, pattern.m, constraint):
         parts = blocks.split(max(1, _CHUNK_ENTRIES // pattern.m**2))
-        run_parallel(lambda part: sums.append(_certify_part(part, pattern.n)), parts, threads)
-    kept = math.fsum(kept for kept, _ in sums)
-    return kept, kept + math.fsum(distance for _, distance in sums)
+        run_parallel(lambda part: found.append(_certify_part(part, pattern.n)), parts, threads)
+    kept = math.fsum(kept for kept, _, _ in found)
+    upper_bound = kept + math.fsum(distance for _, distance, _ in found)
+    return kept, upper_bound, max((gap for _, _, gap in found), default=0.0)
 
 
-def _certify_part(part: Blocks, n: int) -> tuple[float, float]:
-    """Return what the mask keeps and its distance to the bound, and leave the best duals in the part."""
+def _certify_part(part: Blocks, n: int) -> tuple[float, float, float]:
+    """Return what the mask keeps, its distance to the bound and the worst gap, and leave the best duals in the part."""
     assert part.u is not None and part.v is not None  # noqa: PT018
     m, at_most = part.mask.shape[-1], part.constraint == "at_most"
     # A solver is not trusted: whatever its duals are, those below are valid.
@@ -190,4 +200,6 @@ def _certify_part(part: Blocks, n: int) -> tuple[float, float]:
         distance[winners] = rest.distance()[better]
     part.u[...] = blocks.u.reshape(part.u.shape)
     part.v[...] = blocks.v.reshape(part.v.shape)
-    return math.fsum(blocks.kept()), math.fsum(distance)
+    kept = blocks.kept()
+    gaps = np.divide(distance, kept + distance, out=np.zeros_like(distance), where=distance > 0)
+    return math.fsum(kept), math.fsum(distance), float(gaps.max(initial=0.0))

@@ -56,6 +56,8 @@ class PackedMask:
             )
         if size % 8 and bits[-1] >> size % 8:
             raise InvalidArgumentError("`bits` must be zero past the last entry, got a bit that is set there.")
+        bits = bits.copy()
+        bits.flags.writeable = False
         object.__setattr__(self, "bits", bits)
         object.__setattr__(self, "shape", tuple(self.shape))
 
@@ -167,7 +169,7 @@ def sparse_architecture_divergence(
             f"got {type(before).__name__} and {type(after).__name__}."
         )
     if before.keys() != after.keys():
-        only = sorted(before.keys() ^ after.keys())
+        only = sorted(before.keys() ^ after.keys(), key=str)
         raise InvalidArgumentError(
             f"`before` and `after` must have the same layers, got {only[0]!r} in one of them only. "
             "Pass the layers that both have."

@@ -11,13 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 from ._arguments import as_axes, as_weights, matrix_view
 from .blocks import Array, Duals, block_grid, constraints_used, cut, empty_duals, score_dtype
 from .certificate import certify_matrices
-from .errors import InvalidArgumentError, InvalidTypeError
+from .errors import InvalidArgumentError, InvalidTypeError, UnsupportedPatternError
 from .pattern import Constraint, Pattern, PatternLike, as_constraint
 from .result import MaskResult
 from .solvers import Solver, as_solver
 from .threads import resolve_threads
 
 __all__ = ["nm_mask", "solve", "transposable_mask"]
+
+LARGEST_M = 4096  # a block of this side takes 128 MB of float64
 
 
 def transposable_mask(
@@ -45,7 +47,7 @@ def transposable_mask(
     pattern : Pattern, str or tuple of two int
         Such as "2:4": N entries kept of every M.
     constraint : {"exactly", "at_most"}, default "exactly"
-        "at_most" never keeps less weight, and is as legal on sparse hardware.
+        With an exact solver "at_most" never keeps less weight; it is as legal on sparse hardware.
     solver : str or Solver, default "auto"
         A name from `list_solvers` or an instance with options of its own. "auto" is exact; `choose_solver` tells
         which solver it is.
@@ -147,10 +149,13 @@ def solve(
         duals = empty_duals(weights_view.shape, chosen.m)
     else:
         duals = _start_duals(start, array, chosen, limit, matrix_axes, worker)
+    if 0 < chosen.n < chosen.m and array.size:
+        worker.check(chosen, limit)
+        worker.prepare(chosen, array.dtype)
     began = time.perf_counter()
     _fill(weights_view, mask_view, duals, chosen, limit, worker, n_threads, warm=start is not None)
     seconds = time.perf_counter() - began
-    kept, upper_bound = certify_matrices(weights_view, mask_view, duals, chosen, limit, threads=n_threads)
+    kept, upper_bound, worst_gap = certify_matrices(weights_view, mask_view, duals, chosen, limit, threads=n_threads)
     block_rows, block_columns = block_grid(weights_view.shape, chosen.m)
     batch = weights_view.shape[:-2]
     return MaskResult(
@@ -162,6 +167,7 @@ def solve(
         kept=kept,
         total=float(np.sum(np.abs(array, dtype=score_dtype(array.dtype)), dtype=np.float64)),
         upper_bound=upper_bound,
+        worst_gap=worst_gap,
         n_blocks=int(np.prod(batch, dtype=np.int64)) * block_rows * block_columns,
         seconds=seconds,
         u=duals[0],
@@ -181,6 +187,8 @@ def _fill(
     warm: bool,
 ) -> None:
     """Solve (..., R, C) weights into `mask`, and into `duals` where they are wanted."""
+    if pattern.m > LARGEST_M:
+        raise UnsupportedPatternError(f"`pattern` must have M of at most {LARGEST_M}, got '{pattern}'.")
     for used in constraints_used(weights.shape, pattern.m, constraint):
         solver.check(pattern, used)
     if pattern.n in (0, pattern.m):
@@ -195,23 +203,27 @@ def _start_duals(
 ) -> Duals:
     """Copy the dual variables of a previous result, if they fit this problem."""
     if not isinstance(start, MaskResult):
-        raise InvalidTypeError(f"`start` must be a MaskResult or None, got {type(start).__name__}.")
+        raise InvalidTypeError(
+            f"`start` must be a MaskResult or None, got {type(start).__name__}. A mask alone holds no dual variables."
+        )
     if not solver.warm_startable:
         raise InvalidArgumentError(
             f"`start` must be None for the solver {solver.info.name!r}, which has no warm start, got a MaskResult. "
             "Use 'primal_dual'."
         )
+    shape = matrix_view(weights, axes).shape
     for name, had, has in (
         ("shape", start.mask.shape, weights.shape),
         ("pattern", str(start.pattern), str(pattern)),
         ("constraint", start.constraint, constraint),
         ("axes", start.axes, axes),
+        ("shape of u and v", (start.u.shape, start.v.shape), tuple(d.shape for d in empty_duals(shape, pattern.m))),
     ):
         if had != has:
             raise InvalidArgumentError(
                 f"`start` must be a result for the same {name}, got {had} where the weights have {has}. Leave it out."
             )
-    return start.u.copy(), start.v.copy()
+    return start.u.astype(np.float64), start.v.astype(np.float64)
 
 
 def nm_mask(weights: ArrayLike, pattern: PatternLike, *, axis: int = -1) -> NDArray[np.bool_]:
@@ -257,13 +269,14 @@ def nm_mask(weights: ArrayLike, pattern: PatternLike, *, axis: int = -1) -> NDAr
         raise InvalidArgumentError(f"`axis` must lie in [{-array.ndim}, {array.ndim - 1}], got {axis}.")
     lines = np.moveaxis(array, axis, -1)
     length = lines.shape[-1]
-    groups = -(-length // chosen.m)
-    scores = np.full((*lines.shape[:-1], groups * chosen.m), -1.0, score_dtype(array.dtype))
+    m = max(1, min(chosen.m, length))  # one short group needs no room for a long one
+    groups = -(-length // m)
+    scores = np.full((*lines.shape[:-1], groups * m), -1.0, score_dtype(array.dtype))
     scores[..., :length] = lines
     np.abs(scores[..., :length], out=scores[..., :length])
-    scores = scores.reshape(*lines.shape[:-1], groups, chosen.m)
+    scores = scores.reshape(*lines.shape[:-1], groups, m)
     order = np.argsort(-scores, axis=-1, kind="stable")
     kept = np.zeros(scores.shape, np.bool_)
     np.put_along_axis(kept, order[..., : chosen.n], True, axis=-1)
-    flat = kept.reshape(*lines.shape[:-1], groups * chosen.m)[..., :length]
+    flat = kept.reshape(*lines.shape[:-1], groups * m)[..., :length]
     return np.ascontiguousarray(np.moveaxis(flat, -1, axis))

@@ -107,7 +107,7 @@ class Pattern:
         """
         if not isinstance(text, str):
             raise InvalidTypeError(f"`pattern` must be a string such as '2:4', got {text!r}.")
-        found = re.fullmatch(r"\s*(-?\d{1,9})\s*:\s*(-?\d{1,9})\s*", text, re.ASCII)
+        found = re.fullmatch(r"\s*(-?\d{1,18})\s*:\s*(-?\d{1,18})\s*", text, re.ASCII)
         if found is None:
             raise InvalidArgumentError(
                 f"`pattern` must read 'N:M', N entries kept of every M, got {text!r}. For example '2:4'."
@@ -170,7 +170,7 @@ class Pattern:
         >>> str(Pattern.from_apex("m4n2_2d_best"))
         '2:4'
         """
-        found = re.match(r"m(\d+)n(\d+)(?:_|$)", str(text), re.ASCII)
+        found = re.match(r"m(\d{1,9})n(\d{1,9})(?:_|$)", str(text), re.ASCII)
         if found is None:
             raise InvalidArgumentError(f"`text` must be an apex pattern name such as 'm4n2_1d', got {text!r}.")
         return cls(int(found[2]), int(found[1]))

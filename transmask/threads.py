@@ -17,6 +17,8 @@ ENVIRONMENT_VARIABLE = "TRANSMASK_NUM_THREADS"
 
 Work = TypeVar("Work")
 
+MOST_THREADS = 1024
+
 _END = object()
 
 
@@ -26,8 +28,8 @@ def resolve_threads(threads: int | None) -> int:
     Parameters
     ----------
     threads : int or None
-        At least 1. None means the environment variable TRANSMASK_NUM_THREADS if it is set, else every core that this
-        process may run on.
+        At least 1; more than 1024 count as 1024. None means the environment variable TRANSMASK_NUM_THREADS if it is
+        set, else every core that this process may run on.
 
     Returns
     -------
@@ -50,7 +52,7 @@ def resolve_threads(threads: int | None) -> int:
             raise InvalidTypeError(f"`threads` must be an integer or None, got {threads!r}.")
         if operator.index(threads) < 1:
             raise InvalidArgumentError(f"`threads` must be at least 1, got {threads}. Leave it out to use every core.")
-        return operator.index(threads)
+        return min(operator.index(threads), MOST_THREADS)
     text = os.environ.get(ENVIRONMENT_VARIABLE, "").strip()
     if text:
         if not text.isascii() or not text.isdigit() or int(text) < 1:
@@ -58,7 +60,7 @@ def resolve_threads(threads: int | None) -> int:
                 f"the environment variable {ENVIRONMENT_VARIABLE} must be a whole number of at least 1, got {text!r}. "
                 "Unset it to use every core."
             )
-        return int(text)
+        return min(int(text), MOST_THREADS)
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -99,11 +101,17 @@ def run_parallel(function: Callable[[Work], object], items: Iterable[Work], thre
         except BaseException as error:
             errors.append(error)
 
-    others = [Thread(target=work, name=f"transmask-{index}") for index in range(1, len(first))]
-    for thread in others:
-        thread.start()
-    work()
-    for thread in others:
-        thread.join()
+    started: list[Thread] = []
+    try:
+        for index in range(1, len(first)):
+            thread = Thread(target=work, name=f"transmask-{index}")
+            thread.start()
+            started.append(thread)
+        work()
+    except BaseException as error:  # no thread could be started, or Ctrl-C came: the others stop
+        errors.append(error)
+    finally:
+        for thread in started:
+            thread.join()
     if errors:
         raise errors[0]
