@@ -36,6 +36,11 @@ LINEAR_LAYERS = [
     "params/Dense_0/kernel",
     "upscale.weight",
     "base.layers.0.lora_A.weight",
+    "perceiver.to_latents.weight",
+    "token_mixer.fc.weight",
+    "queries.proj.weight",
+    "latents.0.weight",
+    "recipe.weight",
 ]
 
 EMBEDDINGS = [
@@ -55,6 +60,12 @@ EMBEDDINGS = [
     "blocks.0.attn.rel_pos_h",
     "model.decoder.embed_positions.weight",
     "params/wte/embedding",
+    "positional_encoding",
+    "encoder.pos_enc.weight",
+    "decoder.position_encodings.weight",
+    "pos_encoder.pe",
+    "quantizer.codebook",
+    "vq.codebooks.weight",
 ]
 
 NORMS = [
@@ -74,6 +85,11 @@ OTHERS = {
     "model.layers.0.mlp.experts.gate_up_proj_bias": "bias",
     "model.layers.0.mlp.down_proj.weight_scale_inv": "quantisation scale",
     "model.layers.0.mlp.down_proj.scales": "quantisation scale",
+    "backbone.layers.0.mixer.A_log": "state or token",
+    "perceiver.latents": "state or token",
+    "vit.cls_token": "state or token",
+    "qformer.query_tokens": "state or token",
+    "decoder.queries": "state or token",
 }
 
 

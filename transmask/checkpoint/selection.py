@@ -1,9 +1,10 @@
 """Which tensors of a checkpoint are pruned, along which axes, and why the others are not.
 
 A tensor is pruned if it is floating, has at least two axes, both axes of its matrix have at least M entries, and its
-name is not that of an embedding, a normalisation, a bias or a quantisation scale. The name is judged by its last two
-parts, the parameter's own and that of the module that holds it, so that ``model.embed_tokens.weight`` is an embedding
-and ``patch_embed.proj.weight`` is the convolution that it is.
+name is not that of an embedding (positional encodings and codebooks are such), a normalisation, a bias, a quantisation
+scale, or a state or token that is itself a parameter, such as ``A_log`` or ``cls_token``. The name is judged by its last
+two parts, the parameter's own and that of the module that holds it, so that ``model.embed_tokens.weight`` is an
+embedding and ``patch_embed.proj.weight`` is the convolution that it is.
 
 The axes are those of torch: the last two of a linear layer, (0, 1) of a convolution (K, C, ...) of any number of
 dimensions. A tensor with three axes whose name says that it holds experts, stacked along the first axis, is a batch of
@@ -24,13 +25,16 @@ __all__ = ["Selection", "matching_names", "matrix_axes", "select_tensors"]
 
 # What is matched against a part of a lower-case name, and how many of its last parts are looked at. Hugging Face has
 # embed_tokens, word_embeddings, wte, wpe, shared (T5) and relative_attention_bias; timm pos_embed and
-# relative_position_bias_table; others emb, embedding_table. Projections such as time_emb_proj are linear layers.
+# relative_position_bias_table; others emb, embedding_table, pe, positional_encoding and codebook. Mamba has A_log,
+# Perceiver latents, vision transformers cls_token. Projections such as time_emb_proj are linear layers.
 NAMED = (
     ("embedding", 2, r"(\w*_)?emb(ed)?s?(_(tokens?\w*|positions?|in|out|table))?|\w*embeddings?(_table)?"),
     ("embedding", 2, r"w[tp]e|shared|(\w*_)?rel(ative)?_pos(_\w+)?"),
+    ("embedding", 2, r"(\w*_)?(pos(itional)?|position)_enc(oding)?s?|pe|codebooks?"),
     ("normalisation", 2, r"\w*norm\d*|norm\d*_\w+|(\w+_)?(ln|bn|gn)\d*|ln_\w+"),
     ("bias", 2, r"\w*bias(_table)?"),
     ("quantisation scale", 1, r"(\w*_)?scales?(_inv)?|(\w*_)?(zero_points?|qzeros|absmax)"),
+    ("state or token", 1, r"a_log|(\w*_)?(latents?|queries|tokens?)"),
 )
 EXPERTS = re.compile(r"experts?", re.IGNORECASE)
 
@@ -64,7 +68,7 @@ def select_tensors(
     pattern : Pattern
     include : str, optional
         Regular expression, searched for in the name. Only tensors that match are pruned, and they are even if their
-        name is that of an embedding or a normalisation.
+        name is that of an embedding, a normalisation or another kind that is left out.
     exclude : str, optional
         Regular expression, searched for in the name. Tensors that match are not pruned.
 

@@ -70,8 +70,9 @@ def prune(
     """Prune MODEL so that each matrix and its transpose keep N of every M, with a proof of how good each mask is.
 
     Pruned is every floating tensor with at least two axes whose matrix has M rows and M columns or more, except
-    embeddings, norms, biases and quantisation scales, told by their names. Convolutions form their matrix of the first
-    two axes, stacked experts of the last two. The outputs appear complete or not at all; existing files are replaced.
+    embeddings, codebooks, norms, biases, quantisation scales, and states or tokens that are parameters themselves, told
+    by their names. Convolutions form their matrix of the first two axes, stacked experts of the last two. The outputs appear
+    complete or not at all; existing files are replaced.
     """
     from ..checkpoint import plan_pruning, prune_checkpoint
 
