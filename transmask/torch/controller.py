@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +61,7 @@ class MaskController:
     """Steers the masks of a sparsified model; made by `sparsify`.
 
     All that a resumed run needs lies in the model's own state_dict. A controller for a deep copy of the model is made
-    with ``MaskController(copy)``.
+    with ``MaskController(copy)``; a deep copy of the controller copies its model, too, and has no optimizer.
 
     Parameters
     ----------
@@ -194,6 +196,13 @@ class MaskController:
             self._load_handle.remove()
         for entry in self._entries():
             parametrize.remove_parametrizations(entry.module, entry.attribute)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MaskController:
+        """Copy the model with its masks; the copy is attached to no optimizer."""
+        twin = MaskController(copy.deepcopy(self.model, memo), copy.deepcopy(self.report, memo))
+        twin.history = list(self.history)
+        memo[id(self)] = twin
+        return twin
 
     def __repr__(self) -> str:
         entries = self._entries()
