@@ -2,8 +2,8 @@
 
 A tensor is pruned if it is floating, has at least two axes, both axes of its matrix have at least M entries, and its
 name is not that of an embedding (positional encodings and codebooks are such), a normalisation, a bias, a quantisation
-scale, or a state or token that is itself a parameter, such as ``A_log`` or ``cls_token``. The name is judged by its last
-two parts, the parameter's own and that of the module that holds it, so that ``model.embed_tokens.weight`` is an
+scale, or a state or token that is itself a parameter, such as ``A_log`` or ``cls_token``. The name is judged by its
+last two parts, the parameter's own and that of the module that holds it, so that ``model.embed_tokens.weight`` is an
 embedding and ``patch_embed.proj.weight`` is the convolution that it is.
 
 The axes are those of torch: the last two of a linear layer, (0, 1) of a convolution (K, C, ...) of any number of

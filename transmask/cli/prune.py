@@ -71,8 +71,8 @@ def prune(
 
     Pruned is every floating tensor with at least two axes whose matrix has M rows and M columns or more, except
     embeddings, codebooks, norms, biases, quantisation scales, and states or tokens that are parameters themselves, told
-    by their names. Convolutions form their matrix of the first two axes, stacked experts of the last two. The outputs appear
-    complete or not at all; existing files are replaced.
+    by their names. Convolutions form their matrix of the first two axes, stacked experts of the last two. The outputs
+    appear complete or not at all; existing files are replaced.
     """
     from ..checkpoint import plan_pruning, prune_checkpoint
 
