@@ -104,6 +104,31 @@ def test_a_new_file_has_the_usual_permissions(model, tmp_path):
     assert (tmp_path / "new.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o444, 0o664])
+def test_what_replaces_a_file_gets_its_permissions(model, tmp_path, mode):
+    seen = []
+
+    def look(tensor, outcome):
+        seen.extend(stat.S_IMODE(path.stat().st_mode) & 0o077 for path in tmp_path.glob(".transmask-*"))
+
+    for name in ("old.safetensors", "masks.safetensors"):
+        (tmp_path / name).write_text("old")
+        (tmp_path / name).chmod(mode)
+    prune(model, tmp_path / "old.safetensors", masks=tmp_path / "masks.safetensors", progress=look)
+    for name in ("old.safetensors", "masks.safetensors"):
+        assert (tmp_path / name).read_bytes() != b"old"
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+    assert seen == [0] * 12  # private from the start: two files, looked at before and after each of three tensors
+
+
+def test_an_empty_folder_keeps_its_permissions(tmp_path):
+    index = write_sharded(tmp_path / "m", {"1.safetensors": {"a": np.eye(4)}})
+    (tmp_path / "new").mkdir(0o700)
+    prune(index, tmp_path / "new")
+    assert (tmp_path / "new" / "1.safetensors").exists()
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
 def test_shards_are_written_to_a_new_or_empty_folder_only(tmp_path):
     index = write_sharded(tmp_path / "m", {"1.safetensors": {"a": np.eye(4)}, "2.safetensors": {"b": np.eye(4)}})
     (tmp_path / "empty").mkdir()

@@ -1,7 +1,8 @@
 """Files that appear under their names when all of them are complete, or not at all.
 
 Each is written under a temporary name in the folder it is meant for, flushed to the disk, and renamed at the end. A run
-that is killed leaves what was there before, and perhaps a ``.transmask-<random>.part``, which can be removed.
+that is killed leaves what was there before, and perhaps a ``.transmask-<random>.part``, which can be removed. What
+replaces a file or a folder gets its permissions.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,14 +74,16 @@ class Staging:
                 kind = "a folder" if final.is_dir() else "no regular file"
                 raise InvalidArgumentError(f"`{argument}` must be a file, got {str(path)!r}, which is {kind}.")
             temporary = self._reserve(final)
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            mode = 0o600 if final.exists() else 0o666  # nobody else reads what will replace a private file
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
         return temporary
 
     def folder(self, path: Path, argument: str) -> Path:
         """Stage a folder, which must be new or empty; otherwise as `file`."""
         with creating(path, argument):
-            temporary = self._reserve(self._final(path, argument))
-            temporary.mkdir()
+            final = self._final(path, argument)
+            temporary = self._reserve(final)
+            temporary.mkdir(0o700 if final.exists() else 0o777)
         return temporary
 
     def _final(self, path: Path, argument: str) -> Path:
@@ -125,6 +129,8 @@ class Staging:
                     _flush(file)
                 _flush(temporary)
             for temporary, final in self._staged:
+                if final.exists():
+                    temporary.chmod(stat.S_IMODE(final.stat().st_mode))
                 temporary.replace(final)
                 self._placed.append(final)
             for folder in dict.fromkeys(final.parent for _, final in self._staged):
