@@ -144,7 +144,11 @@ def test_what_is_no_matrix_says_why(info, reason):
         ("conv3d", (8, 8, 3, 3, 3), (0, 1)),
         ("model.layers.0.mlp.experts.gate_up_proj", (3, 8, 16), (1, 2)),
         ("layers.0.feed_forward.Expert.w1", (2, 8, 8), (1, 2)),
-        ("experts.0.conv", (8, 8, 3, 3), (0, 1)),
+        ("layers.0.experts.w", (2, 3, 8, 16), (2, 3)),
+        ("experts.0.conv.weight", (8, 8, 3, 3), (0, 1)),
+        ("experts.0.conv.weight", (8, 8, 5), (0, 1)),
+        ("moe.expert_1.conv.weight", (8, 8, 5), (0, 1)),
+        ("experts.conv3d", (8, 8, 3, 3, 3), (0, 1)),
     ],
 )
 def test_the_axes_of_the_matrix(name, shape, axes):

@@ -7,8 +7,8 @@ last two parts, the parameter's own and that of the module that holds it, so tha
 embedding and ``patch_embed.proj.weight`` is the convolution that it is.
 
 The axes are those of torch: the last two of a linear layer, (0, 1) of a convolution (K, C, ...) of any number of
-dimensions. A tensor with three axes whose name says that it holds experts, stacked along the first axis, is a batch of
-linear layers and takes the last two.
+dimensions. A tensor with three or four axes whose name says that it holds experts, stacked along the first axes, is a
+batch of linear layers and takes the last two; ``experts.0.conv.weight``, of one expert among several, does not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NAMED = (
     ("quantisation scale", 1, r"(\w*_)?scales?(_inv)?|(\w*_)?(zero_points?|qzeros|absmax)"),
     ("state or token", 1, r"a_log|(\w*_)?(latents?|queries|tokens?)"),
 )
-EXPERTS = re.compile(r"experts?", re.IGNORECASE)
+EXPERTS = re.compile(r"experts?(?!s|[./_]?\d)", re.IGNORECASE)  # without a number, which would be that of one expert
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +149,9 @@ def _select(tensor: TensorInfo, m: int, wanted: re.Pattern[str] | None, unwanted
 
 def matrix_axes(tensor: TensorInfo) -> tuple[int, int]:
     """Return the two axes that form the matrix of a tensor with at least two axes."""
-    if len(tensor.shape) == 3 and EXPERTS.search(tensor.name):
-        return 1, 2
+    n_axes = len(tensor.shape)
+    if n_axes in (3, 4) and EXPERTS.search(tensor.name):
+        return n_axes - 2, n_axes - 1
     return 0, 1
 
 
