@@ -30,6 +30,12 @@ def cells_of(path, kind):
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == kind]
 
 
+def needs(path):
+    """Return the packages of EXTRAS that the first code cell imports."""
+    first = cells_of(path, "code")[0]
+    return [package for package in EXTRAS if re.search(rf"^ *(from|import) {package}\b", first, re.MULTILINE)]
+
+
 def shrunk(first_cell, size):
     """Return the first cell with another SIZE; fail if it has not exactly one, or that very one."""
     found = SIZE_LINE.findall(first_cell)
@@ -50,13 +56,17 @@ def run_clean(folder, *arguments):
     return subprocess.run([sys.executable, folder / "clean.py", *arguments], capture_output=True, text=True)
 
 
+def test_every_notebook_needs_what_it_draws_with():
+    assert [needs(path) for path in NOTEBOOKS] == [["matplotlib"]] * 2 + [["matplotlib", "torch", "sklearn"]] * 2
+
+
 def test_every_notebook_has_a_size_here():
-    assert [path.stem for path in NOTEBOOKS] == sorted(SMALL)
+    assert [path.stem for path in NOTEBOOKS] == list(SMALL)
 
 
 @each_notebook
 def test_it_runs_at_a_small_size(path):
-    for package in ("nbclient", "ipykernel", *EXTRAS):
+    for package in ("nbclient", "ipykernel", *needs(path)):
         pytest.importorskip(package, reason='notebooks need pip install ".[notebooks]"')
     import nbformat
     from nbclient import NotebookClient
@@ -88,13 +98,12 @@ def test_it_holds_nothing_worth_importing(path):
     assert not re.search(r"^ *(def|class|async def) ", source, re.MULTILINE)
 
 
-@each_notebook
-@pytest.mark.parametrize("package", EXTRAS)
+@pytest.mark.parametrize(
+    ("path", "package"),
+    [pytest.param(path, package, id=f"{path.stem}-{package}") for path in NOTEBOOKS for package in needs(path)],
+)
 def test_it_names_the_extra_where_a_package_is_missing(path, package):
     first = cells_of(path, "code")[0]
-    needed = {"matplotlib": "plotting", "torch": "torch", "sklearn": "sklearn"}[package]
-    if needed not in first:
-        pytest.skip(f"does not use {package}")
     if package == "sklearn" and find_spec("torch") is None:
         pytest.skip("fails for want of torch before it asks for scikit-learn")
     if package != "matplotlib" and find_spec("matplotlib") is None:
