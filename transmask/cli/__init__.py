@@ -12,7 +12,7 @@ import sys
 import typer
 
 from ..errors import TransmaskError
-from ._output import INTERRUPTED, WRONG_USE, print_error
+from ._output import INTERRUPTED, READER_GONE, WRONG_USE, drop, flush, print_error
 from .check import check
 from .compare import compare
 from .demo import demo
@@ -56,14 +56,22 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done, 1 a check failed, 2 wrong use or input that cannot be used, 130 interrupted.
+        0 done, 1 a check failed, 2 wrong use or input that cannot be used, 130 interrupted, 141 a help text that was
+        not read to its end.
     """
     # A batch system that ends a run sends SIGTERM first: leave through the clean-up of temporary files.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = app(arguments, prog_name="transmask", standalone_mode=False) or 0
+        flush()
     except (TransmaskError, OSError, MemoryError) as error:
         return print_error(error)
+    except SystemExit as ending:
+        # What typer and rich, which print the help, make of a closed pipe: 1, which here is a failed check.
+        if not isinstance(ending.__context__, BrokenPipeError):
+            raise
+        drop(sys.stdout)
+        return READER_GONE
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:

@@ -1,28 +1,35 @@
 """What every command prints with: tables, lines and JSON on stdout, notes and errors on stderr.
 
-On a terminal a table is drawn by rich; in a pipe it is plain lines, columns aligned, numbers as on the terminal.
+On a terminal a table is drawn by rich; in a pipe it is plain lines, columns aligned, numbers as on the terminal. What
+the reader of a pipe does not wait for is dropped: how much is read changes neither the work nor the exit code.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 __all__ = [
     "CHECK_FAILED",
     "DONE",
     "INTERRUPTED",
+    "READER_GONE",
     "WRONG_USE",
     "Column",
     "count",
+    "drop",
+    "flush",
     "gap",
     "percent",
     "print_error",
     "print_json",
     "print_line",
+    "print_note",
     "print_table",
     "seconds",
     "shape",
@@ -30,7 +37,7 @@ __all__ = [
 
 _UNFOLDED = 24
 
-DONE, CHECK_FAILED, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
+DONE, CHECK_FAILED, WRONG_USE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +108,38 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *,
 
 def print_line(text: str = "") -> None:
     """Print one line on stdout, as it is."""
-    sys.stdout.write(f"{text}\n")
+    try:
+        sys.stdout.write(f"{text}\n")
+    except BrokenPipeError:
+        drop(sys.stdout)
+
+
+def print_note(text: str) -> None:
+    """Print one line on stderr at once; where that cannot be done, nothing more is said there."""
+    try:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+    except OSError:
+        drop(sys.stderr)
+
+
+def flush() -> None:
+    """Write out what was printed on stdout, where an error can still be told; at exit Python makes it a code 120."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop(sys.stdout)
+    except OSError:
+        drop(sys.stdout)
+        raise
+
+
+def drop(stream: TextIO) -> None:
+    """Lead a stream that cannot be written to nowhere, with what it still holds."""
+    with suppress(OSError):  # a stream that is no file
+        number = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(number, stream.fileno())
+        os.close(number)
 
 
 def print_json(value: object) -> None:
@@ -115,7 +153,7 @@ def print_error(error: BaseException | str) -> int:
         text = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     else:
         text = str(error) or type(error).__name__
-    sys.stderr.write(f"transmask: {' '.join(text.split())}\n")
+    print_note(f"transmask: {' '.join(text.split())}")
     return WRONG_USE
 
 

@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ._output import print_note
+
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions
     from rich.progress import Progress, Task
@@ -70,7 +72,7 @@ class TensorProgress:
         self._n_compiling += 1 if begins else -1  # while one function is compiled, those that it calls are
         self._show(notice if self._n_compiling else self._name)
         if not self._said and self._bar is None:
-            _write_line(notice)
+            print_note(notice)
         self._said = True
 
     def _show(self, text: str) -> None:
@@ -86,13 +88,7 @@ class TensorProgress:
             rate = self._n_weights_done / (time.perf_counter() - self._began)
             self._bar.update(self._task, advance=n_weights, rate=f"{rate / 1e6:.3g} M weights/s")
         else:
-            _write_line(f"[{self._n_done}/{self._n_tensors}] {name}: {outcome}")
-
-
-def _write_line(text: str) -> None:
-    """Write a line to stderr at once."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+            print_note(f"[{self._n_done}/{self._n_tensors}] {name}: {outcome}")
 
 
 @contextmanager
