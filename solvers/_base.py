@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from ..blocks import Array, Blocks
+from ..blocks import Array, Blocks, score_dtype
 from ..errors import UnsupportedPatternError
 from ..pattern import Constraint, Pattern
 from ..threads import run_parallel
@@ -100,15 +100,18 @@ class Solver(ABC):
         others = [name for name in exact_solvers(pattern, constraint) if name != self.info.name]
         return f"Use one of {', '.join(map(repr, others))}."
 
-    def prepare(self, pattern: Pattern, dtype: DTypeLike) -> None:  # noqa: B027 - most solvers have nothing to prepare
-        """Compile, or load from disk, what a solve of this pattern needs, so that it is not part of its time.
+    def prepare(self, pattern: Pattern, constraint: Constraint, dtype: DTypeLike) -> None:
+        """Solve a block of zeros, so that compiling, or loading from disk, is not part of the time of the next solve.
 
         Parameters
         ----------
         pattern : Pattern
+            With 0 < n < m.
+        constraint : {"exactly", "at_most"}
         dtype : dtype_like
             Of the weights.
         """
+        self.solve_scores(np.zeros((1, pattern.m, pattern.m), score_dtype(dtype)), pattern, constraint)
 
     def solve_blocks(self, blocks: Blocks, pattern: Pattern, *, threads: int, warm: bool) -> None:
         """Solve a grid of blocks and write the answer into ``blocks.mask``.

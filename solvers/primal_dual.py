@@ -36,7 +36,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from ..blocks import Array, Blocks, score_dtype
 from ..pattern import Constraint, Pattern
@@ -95,10 +95,6 @@ class PrimalDual(Solver):
         blocks = Blocks(scores[None, None], mask, None, None, constraint)
         _solve_in_place(blocks, pattern, 1, warm=False)
         return mask[0, 0]
-
-    def prepare(self, pattern: Pattern, dtype: DTypeLike) -> None:
-        """Compile the kernels, or load them from disk; see `Solver.prepare`."""
-        self.solve_scores(np.zeros((0, pattern.m, pattern.m), score_dtype(dtype)), pattern, "exactly")
 
 
 def _rows_are_contiguous(grid: Array) -> bool:

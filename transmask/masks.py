@@ -151,7 +151,7 @@ def solve(
         duals = _start_duals(start, array, chosen, limit, matrix_axes, worker)
     if 0 < chosen.n < chosen.m and array.size:
         worker.check(chosen, limit)
-        worker.prepare(chosen, array.dtype)
+        worker.prepare(chosen, limit, array.dtype)
     began = time.perf_counter()
     _fill(weights_view, mask_view, duals, chosen, limit, worker, n_threads, warm=start is not None)
     seconds = time.perf_counter() - began
