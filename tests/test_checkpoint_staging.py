@@ -10,7 +10,7 @@ import pytest
 from checkpoint_files import files_in, write_safetensors, write_sharded
 
 import transmask as tm
-from transmask.checkpoint import _staging, plan_pruning, prune_checkpoint, write_masks
+from transmask.checkpoint import _staging, plan_pruning, prune_checkpoint, pruning, write_masks
 from transmask.checkpoint._staging import Staging
 
 
@@ -229,14 +229,35 @@ def test_a_disk_that_fills_up_while_a_tensor_is_written(model, tmp_path, monkeyp
         plan = plan_pruning(path, "2:4")
         before = files_in(tmp_path)
 
-        def fill(tensor, outcome):
-            if tensor.name == "b":
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = iter((None, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
 
+        def fill(out, mask, written=written):
+            if error := next(written):
+                raise error
+
+        monkeypatch.setattr(pruning, "write_mask", fill)
         message = r"could not write '.*masks\.safetensors' and '.*': No space left on device\. Nothing was written\."
         with pytest.raises(tm.CheckpointError, match=message):
-            prune_checkpoint(plan, tmp_path / f"new{suffix}", masks=tmp_path / "masks.safetensors", progress=fill)
+            prune_checkpoint(plan, tmp_path / f"new{suffix}", masks=tmp_path / "masks.safetensors")
         assert files_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("when", ["begun", "done", "solving"])
+def test_progress_that_fails_is_not_blamed_on_the_output(model, tmp_path, monkeypatch, when):
+    def fail(*arguments, **options):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    def show(tensor, outcome):
+        if tensor.name == "b" and (outcome is not None) == (when == "done"):
+            fail()
+
+    if when == "solving":
+        monkeypatch.setattr(pruning, "solve", fail)
+    before = files_in(tmp_path)
+    progress = None if when == "solving" else show
+    with pytest.raises(BrokenPipeError):
+        prune(model, tmp_path / "new.safetensors", masks=tmp_path / "masks.safetensors", progress=progress)
+    assert files_in(tmp_path) == before
 
 
 def test_an_interrupt_half_way_leaves_nothing(model, tmp_path):

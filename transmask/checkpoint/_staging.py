@@ -42,6 +42,7 @@ class Staging:
         self._inputs = tuple(inputs)
         self._staged: list[tuple[Path, Path]] = []
         self._placed: list[Path] = []
+        self._unrelated: OSError | None = None
 
     def __enter__(self) -> Staging:
         return self
@@ -86,6 +87,15 @@ class Staging:
             temporary.mkdir(0o700 if final.exists() else 0o777)
         return temporary
 
+    @contextmanager
+    def unrelated(self) -> Iterator[None]:
+        """Run code in the block that writes none of the outputs, so that an OSError in it is not taken for theirs."""
+        try:
+            yield
+        except OSError as error:
+            self._unrelated = error
+            raise
+
     def _final(self, path: Path, argument: str) -> Path:
         """Resolve an output and refuse those that would do harm."""
         final = path.resolve()
@@ -112,7 +122,7 @@ class Staging:
         try:
             if error is None:
                 self._commit()
-            elif isinstance(error, OSError):
+            elif isinstance(error, OSError) and error is not self._unrelated:
                 self._explain(error)
         finally:
             for temporary, _ in self._staged:

@@ -88,7 +88,8 @@ def prune_checkpoint(
     threads : int, optional
         Default: the environment variable TRANSMASK_NUM_THREADS, else every core.
     progress : callable, optional
-        Called with each tensor to prune and None when it is begun, and its outcome when it is done.
+        Called with each tensor to prune and None when it is begun, and its outcome when it is done. What it raises is
+        raised as it is, and nothing is left behind.
 
     Returns
     -------
@@ -118,10 +119,11 @@ def prune_checkpoint(
         raise InvalidArgumentError("`output` must be given, got None. Or write the masks alone, with apply=False.")
     if masks is None and not apply:
         raise InvalidArgumentError("`masks` must be given with apply=False, got None. Nothing else would be written.")
-    run = _Run(plan, apply, resolve_threads(threads), progress or (lambda tensor, outcome: None))
+    n_threads = resolve_threads(threads)
     record = PruneRecord(plan.pattern, plan.constraint, plan.solver.info.name, plan.axes)
     noted = None if output is None or not apply else _joined(plan.checkpoint, record)
     with Staging(plan.checkpoint.files) as staging, ExitStack() as files:
+        run = _Run(plan, apply, n_threads, progress or (lambda tensor, outcome: None), staging)
         if masks is not None:
             file = staging.file(as_masks_path(as_path(masks, "masks"), "masks"), "masks")
             run.masks = files.enter_context(open(file, "wb"))
@@ -157,12 +159,13 @@ def _joined(checkpoint: Checkpoint, new: PruneRecord) -> PruneRecord:
 class _Run:
     """The part of a run that is done tensor by tensor."""
 
-    def __init__(self, plan: PrunePlan, apply: bool, threads: int, progress: Progress) -> None:
+    def __init__(self, plan: PrunePlan, apply: bool, threads: int, progress: Progress, staging: Staging) -> None:
         self.plan = plan
         self.axes = plan.axes
         self.apply = apply
         self.threads = threads
         self.progress = progress
+        self.staging = staging
         self.masks: BinaryIO | None = None
         self.outcomes: list[PrunedTensor] = []
 
@@ -171,9 +174,11 @@ class _Run:
         axes = self.axes.get(tensor.name)
         if axes is None:
             return None
-        self.progress(tensor, None)
+        with self.staging.unrelated():
+            self.progress(tensor, None)
         weights = self.plan.checkpoint.read(tensor)
-        result = self._solve(tensor, weights, axes)
+        with self.staging.unrelated():  # the command line tells its progress while a solver is compiled, too
+            result = self._solve(tensor, weights, axes)
         if self.masks is not None:
             write_mask(self.masks, result.mask)
         outcome = PrunedTensor(
@@ -187,7 +192,8 @@ class _Run:
             result.seconds,
         )
         self.outcomes.append(outcome)
-        self.progress(tensor, outcome)
+        with self.staging.unrelated():
+            self.progress(tensor, outcome)
         if not self.apply:
             return None
         np.copyto(weights, 0, where=~result.mask)
