@@ -92,6 +92,9 @@ def test_reading_a_name_that_is_not_there(tmp_path):
         ([DIAGONAL], {}, "`masks` must be a mapping from names to masks, got list"),
         ({"w": DIAGONAL}, {"constraint": "exact"}, "`constraint` must be one of 'exactly', 'at_most', got 'exact'"),
         ({"w": DIAGONAL}, {"axes": {"w": (0, 0)}}, "`axes` must name two different axes, got (0, 0)"),
+        ({"w": DIAGONAL}, {"axes": (1, 0)}, "`axes` must be a mapping from names of masks to two axes, got tuple"),
+        ({"w": DIAGONAL}, {"axes": ()}, "`axes` must be a mapping from names of masks to two axes, got tuple"),
+        ({"w": DIAGONAL}, {"axes": {"v": (1, 0)}}, "`axes` must name masks only, got 'v', which is not in `masks`"),
     ],
 )
 def test_what_is_no_mask_is_refused_and_nothing_written(tmp_path, masks, options, message):

@@ -166,11 +166,20 @@ def write_masks(
     final = as_masks_path(as_path(path, "path"), "path")
     if not isinstance(masks, Mapping):
         raise InvalidTypeError(f"`masks` must be a mapping from names to masks, got {type(masks).__name__}.")
+    pairs = {} if axes is None else axes
+    if not isinstance(pairs, Mapping):
+        raise InvalidTypeError(
+            f"`axes` must be a mapping from names of masks to two axes, got {type(axes).__name__}. "
+            "Name each mask whose axes are not (-2, -1)."
+        )
+    unknown = [name for name in pairs if name not in masks]
+    if unknown:
+        raise InvalidArgumentError(f"`axes` must name masks only, got {unknown[0]!r}, which is not in `masks`.")
     chosen, limit = Pattern.of(pattern), as_constraint(constraint)
     arrays = {name: as_mask(mask, argument=f"masks[{name!r}]") for name, mask in masks.items()}
     used = {}
     for name, mask in arrays.items():
-        pair = (axes or {}).get(name, (-2, -1))
+        pair = pairs.get(name, (-2, -1))
         report = check_mask(mask, chosen, constraint=limit, axes=pair)
         if not report:
             raise InvalidArgumentError(
