@@ -79,3 +79,23 @@ def test_output_that_finds_no_room_is_an_error(folder):
     code, _, errors = shell(folder, "TM check sparse.safetensors -p 2:4 >/dev/full")
     assert code == 2
     assert errors.splitlines()[-1] == "transmask: No space left on device."
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_are_no_terminal(folder, closed):
+    command = "TM prune dense.safetensors -p 2:4 -o new.safetensors --masks masks.safetensors --solver enumeration"
+    code, out, errors = shell(folder, f"{command} {closed}")
+    assert code == 0, errors
+    assert "wrote  new.safetensors" in out or ">&-" in closed.split()
+    assert "[3/3] layers.2.weight" in errors or "2>&-" in closed
+    assert "Traceback" not in errors
+    assert [shell(folder, f"TM check {name}.safetensors -p 2:4 {closed}")[0] for name in ("new", "dense")] == [0, 1]
+    assert list(read_masks(folder / "masks.safetensors")) == NAMES
+
+
+@pytest.mark.parametrize("arguments", ["solvers", "--help", "check gone.safetensors -p 2:4", "check"])
+def test_closed_streams_change_no_exit_code(folder, arguments):
+    expected = shell(folder, f"TM {arguments}")[0]
+    code, out, errors = shell(folder, f"TM {arguments} >&- 2>&-; code=$?; TM {arguments} >&- || true; echo $code")
+    assert (code, out) == (0, f"{expected}\n")
+    assert "Traceback" not in errors

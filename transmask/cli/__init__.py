@@ -12,7 +12,7 @@ import sys
 import typer
 
 from ..errors import TransmaskError
-from ._output import INTERRUPTED, READER_GONE, WRONG_USE, drop, flush, print_error
+from ._output import INTERRUPTED, READER_GONE, WRONG_USE, drop, flush, print_error, streams
 from .check import check
 from .compare import compare
 from .demo import demo
@@ -59,6 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
         0 done, 1 a check failed, 2 wrong use or input that cannot be used, 130 interrupted, 141 a help text that was
         not read to its end.
     """
+    with streams():
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command line; say what went wrong, and turn it into an exit code."""
     # A batch system that ends a run sends SIGTERM first: leave through the clean-up of temporary files.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

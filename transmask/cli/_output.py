@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -33,6 +33,7 @@ __all__ = [
     "print_table",
     "seconds",
     "shape",
+    "streams",
 ]
 
 _UNFOLDED = 24
@@ -121,6 +122,19 @@ def print_note(text: str) -> None:
         sys.stderr.flush()
     except OSError:
         drop(sys.stderr)
+
+
+@contextmanager
+def streams() -> Iterator[None]:
+    """Make sure of stdout and stderr, which are None where they were closed before Python began.
+
+    Their numbers are taken too, or a checkpoint that is opened would get them, and all that a library prints.
+    """
+    with ExitStack() as stack:
+        for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
+            if stream is None:
+                stack.enter_context(redirect(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+        yield
 
 
 def flush() -> None:
