@@ -10,7 +10,7 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError('transmask.torch needs PyTorch. Run: pip install "transmask[torch]"') from None
 
 from .adaprune import AdaPrune
-from .controller import MaskController, RefreshRecord, sparsify
+from .controller import MaskController, RefreshRecord
 from .convert import convert_unstructured, supported_pattern
 from .layer_problem import Fit, LayerProblem, ReconstructionMethod
 from .layers import SelectionReport, WeightChoice
@@ -20,6 +20,7 @@ from .prune_method import TransposablePruning, transposable
 from .reconstruction import reconstruct
 from .reconstruction_report import LayerFit, ReconstructionReport
 from .semi_structured import to_sparse_semi_structured
+from .sparsification import sparsify
 from .tensor_masks import transposable_mask
 
 __all__ = [
