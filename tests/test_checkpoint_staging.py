@@ -149,6 +149,27 @@ def test_shards_are_written_to_a_new_or_empty_folder_only(tmp_path):
     assert files_in(tmp_path) == before
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_masks_do_not_go_into_the_folder_of_new_shards(tmp_path, is_there):
+    index = write_sharded(tmp_path / "m", {"1.safetensors": {"a": np.eye(4)}})
+    if is_there:
+        (tmp_path / "new").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    for folder in ("new", "link"):
+        with pytest.raises(tm.InvalidArgumentError) as caught:
+            prune(index, tmp_path / "new", masks=tmp_path / folder / "masks.safetensors")
+        assert "`masks` must not be in the output folder" in str(caught.value)
+    assert sorted(os.listdir(tmp_path)) == ["link", "m", *(["new"] if is_there else [])]
+    prune(index, tmp_path / "new", masks=tmp_path / "new.masks.safetensors")
+    assert (tmp_path / "new.masks.safetensors").exists()
+
+
+def test_the_output_is_looked_at_before_the_masks(model, tmp_path):
+    refuses(
+        model, tmp_path / "new.npz", "`output` must end with '.safetensors'", masks=tmp_path / "no" / "m.safetensors"
+    )
+
+
 def test_an_argument_that_makes_the_run_pointless(model):
     with pytest.raises(tm.InvalidArgumentError, match="`output` must be given, got None"):
         prune(model, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..threads import resolve_threads
 from ._base import Checkpoint, TensorInfo
 from ._open import PathLike, as_path
 from ._record import PruneRecord
-from ._staging import Staging
+from ._staging import Staging, creating
 from .masks_file import as_masks_path, write_mask, write_masks_header
 from .planning import PrunePlan
 
@@ -81,7 +82,7 @@ def prune_checkpoint(
         metadata stay, and a "transmask" entry is added to the metadata of safetensors. If that says that the input was
         pruned before, the tensors left alone now stay noted, and must have been pruned alike.
     masks : str or path-like, optional
-        A ``.safetensors`` file for the masks, to be read by `read_masks`.
+        A ``.safetensors`` file for the masks, to be read by `read_masks`; not in the folder of a sharded `output`.
     apply : bool, default True
         Whether zeros are written in place of pruned weights. If not, `masks` must be given, and `output`, if it is
         given too, is a copy.
@@ -120,24 +121,40 @@ def prune_checkpoint(
     if masks is None and not apply:
         raise InvalidArgumentError("`masks` must be given with apply=False, got None. Nothing else would be written.")
     n_threads = resolve_threads(threads)
+    final = None if output is None else as_path(output, "output")
+    packed = None if masks is None else as_masks_path(as_path(masks, "masks"), "masks")
+    _check_outputs(plan.checkpoint, final, packed)
     record = PruneRecord(plan.pattern, plan.constraint, plan.solver.info.name, plan.axes)
-    noted = None if output is None or not apply else _joined(plan.checkpoint, record)
+    noted = None if final is None or not apply else _joined(plan.checkpoint, record)
     with Staging(plan.checkpoint.files) as staging, ExitStack() as files:
         run = _Run(plan, apply, n_threads, progress or (lambda tensor, outcome: None), staging)
-        if masks is not None:
-            file = staging.file(as_masks_path(as_path(masks, "masks"), "masks"), "masks")
-            run.masks = files.enter_context(open(file, "wb"))
+        if packed is not None:
+            run.masks = files.enter_context(open(staging.file(packed, "masks"), "wb"))
             shapes = {c.tensor.name: c.tensor.shape for c in plan.selections if c.axes is not None}
             write_masks_header(run.masks, record, shapes)
-        if output is None:
+        if final is None:
             for tensor in plan.checkpoint.tensors:
                 run.replace(tensor)
         else:
-            final = as_path(output, "output")
-            plan.checkpoint.check_output(final)
             stage = staging.file if plan.checkpoint.suffix else staging.folder
             plan.checkpoint.rewrite(stage(final, "output"), run.replace, noted)
     return run.outcomes
+
+
+def _check_outputs(checkpoint: Checkpoint, final: Path | None, packed: Path | None) -> None:
+    """Refuse a checkpoint of the wrong form, and masks in a folder that is still to appear."""
+    if final is None:
+        return
+    checkpoint.check_output(final)
+    if packed is None or checkpoint.suffix:
+        return
+    with creating(packed, "masks"):
+        is_inside = final.resolve() in packed.resolve().parents
+    if is_inside:
+        raise InvalidArgumentError(
+            f"`masks` must not be in the output folder, got {str(packed)!r}, which is in {str(final)!r}. "
+            "That folder appears as a whole: write the masks beside it."
+        )
 
 
 def _joined(checkpoint: Checkpoint, new: PruneRecord) -> PruneRecord:
