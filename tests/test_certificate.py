@@ -191,6 +191,16 @@ def test_the_answer_does_not_depend_on_threads_or_memory_order(constraint):
         assert np.array_equal(other.v, one.v)
 
 
+def test_the_worst_gap_is_that_of_the_worst_block(constraint):
+    rng = np.random.default_rng(11)
+    scores = families.gaussian(rng, 30, 4) * 10.0 ** rng.integers(-9, 9, (30, 1, 1))
+    mask = np.array([naive.random_mask(rng, 2, 4) for _ in scores])
+    together = tm.certify(scores, mask, "2:4", constraint=constraint, threads=2)
+    alone = [tm.certify(*pair, "2:4", constraint=constraint).gap for pair in zip(scores, mask, strict=True)]
+    assert together.worst_gap == pytest.approx(max(alone), rel=1e-12)
+    assert together.worst_gap > together.gap
+
+
 @pytest.mark.parametrize("n", [0, 4])
 def test_keeping_nothing_or_everything_is_optimal(n, constraint):
     scores = families.gaussian(np.random.default_rng(0), 2, 8)
