@@ -83,6 +83,10 @@ def prune(
             raise InvalidArgumentError("`--masks` must be given with --no-apply. Nothing else would be written.")
     began = time.perf_counter()
     plan = plan_pruning(model, pattern, constraint=constraint, solver=solver, include=include, exclude=exclude)
+    if plan.pattern.n == 0:
+        raise InvalidArgumentError(
+            f"`--pattern` must keep 1 entry of every M at least, got {pattern!r}. It would set every weight to zero."
+        )
     outcomes: list[PrunedTensor] = []
     if not dry_run:
         with TensorProgress(plan.n_weights, len(plan.axes), [plan.solver]) as progress:
