@@ -1,5 +1,7 @@
 """How the command line is asked: its version, what it refuses, where it sends who asked wrongly, narrow terminals."""
 
+import importlib.metadata
+
 import numpy as np
 import pytest
 from checkpoint_files import files_in, write_safetensors
@@ -23,3 +25,8 @@ def test_a_pattern_that_keeps_nothing_prunes_nothing(folder, capsys, more):
         "transmask: `--pattern` must keep 1 entry of every M at least, got '0:4'. It would set every weight to zero.\n"
     )
     assert files_in(folder) == before
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"transmask {importlib.metadata.version('transmask')}\n"

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import signal
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
 from ..errors import TransmaskError
-from ._output import INTERRUPTED, READER_GONE, WRONG_USE, drop, flush, print_error, streams
+from ._output import INTERRUPTED, READER_GONE, WRONG_USE, drop, flush, print_error, print_line, streams
 from .check import check
 from .compare import compare
 from .demo import demo
@@ -40,8 +42,19 @@ app.command("solvers")(solvers)
 app.command("demo")(demo)
 
 
+def _show_version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        print_line(f"transmask {version('transmask')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Make `app` a group of commands, however many are registered."""
 
 
