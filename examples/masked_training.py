@@ -50,7 +50,7 @@ class Task:
 
     name: str
     pattern: tm.Pattern
-    layers: str
+    layers: str | list[str]
     build: Callable[[], nn.Module]
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
     steps: int
