@@ -30,3 +30,25 @@ def test_a_pattern_that_keeps_nothing_prunes_nothing(folder, capsys, more):
 def test_the_version_is_printed(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"transmask {importlib.metadata.version('transmask')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "m", "-p", "2:4", "--threadz", "1"], "No such option: --threadz"),
+        (["prune", "m", "-p", "2:4", "--threads", "x"], "Invalid value for '--threads': "),
+        (["check"], "Missing argument 'FILE'."),
+        (["check", "m", "n", "-p", "2:4"], "Got unexpected extra argument"),
+        (["prnue"], "Did you mean 'prune'?"),
+        (["--nonsense"], "No such option: --nonsense"),
+    ],
+)
+def test_wrong_use_points_to_the_help_of_the_command(capsys, arguments, message):
+    assert main(arguments) == 2
+    printed = capsys.readouterr().err
+    command = f"transmask {arguments[0]}" if arguments[0] in ("prune", "check") else "transmask"
+    before, _, after = printed.partition(" See ")
+    assert after == f"{command} --help.\n"
+    assert message in before
+    assert before.endswith((".", "?"))
+    assert not before.endswith("..")

@@ -99,7 +99,9 @@ def _run(arguments: list[str] | None) -> int:
             raise
         message = error.format_message()
         if message:
-            print_error(f"{message} See transmask --help.")
+            asked = getattr(getattr(error, "ctx", None), "command_path", "transmask")
+            stop = "" if message.endswith((".", "?", "!")) else "."
+            print_error(f"{message}{stop} See {asked} --help.")
         return WRONG_USE
     finally:
         signal.signal(signal.SIGTERM, previous)
