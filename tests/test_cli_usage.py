@@ -1,6 +1,7 @@
 """How the command line is asked: its version, what it refuses, where it sends who asked wrongly, narrow terminals."""
 
 import importlib.metadata
+import io
 
 import numpy as np
 import pytest
@@ -52,3 +53,21 @@ def test_wrong_use_points_to_the_help_of_the_command(capsys, arguments, message)
     assert message in before
     assert before.endswith((".", "?"))
     assert not before.endswith("..")
+
+
+def test_names_of_a_usual_length_are_not_folded_in_80_columns(folder, capsys, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    name = "model.layers.10.self_attn.q_proj.weight"
+    write_safetensors(folder / "long.safetensors", {name: np.zeros((1024, 1024), np.float32)})
+    stream = Terminal()
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["check", "long.safetensors", "-p", "2:4"]) == 0
+    lines = stream.getvalue().splitlines()
+    assert [line.split() for line in lines if name in line] == [[name, "1024x1024", "0.00", "%", "0", "0"]]
+    assert max(map(len, lines)) <= 80
+    assert {"bad", "rows", "columns", "tensor", "kept"} <= {word for line in lines[:2] for word in line.split()}

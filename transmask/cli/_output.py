@@ -82,18 +82,21 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *,
 
         table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
         table.padding = (0, 2, 0, 0)
-        for index, column in enumerate(columns):
-            # Only names and sentences are folded where the terminal is narrow, and words of headings.
-            longest = max((len(line[index]) for line in cells), default=0)
+        console = Console()
+        # Where the terminal is narrow, headings are folded first, then names and sentences.
+        longests = [max((len(line[index]) for line in cells), default=0) for index in range(len(columns))]
+        wide = [max(len(column.title), longest) for column, longest in zip(columns, longests, strict=True)]
+        fits = sum(wide) + 2 * (len(wide) - 1) <= console.width
+        for column, longest in zip(columns, longests, strict=True):
             table.add_column(
-                column.title,
+                column.title if fits else column.title.replace(" ", "\n"),
                 justify="right" if column.right else "left",
                 overflow="fold",
                 min_width=longest if longest <= _UNFOLDED else None,
             )
         for line in cells:
             table.add_row(*map(Text, line))
-        Console().print(table)
+        console.print(table)
         return
     if title:
         print_line(title)
