@@ -135,7 +135,7 @@ def test_the_plot_is_a_picture(tmp_path):
     [
         (["24"], "`pattern` must read 'N:M'"),
         (["5:4"], "`n` must be at most m = 4, got 5"),
-        ([], "Missing argument"),
+        ([], "`N:M` must be given, got no pattern"),
         (["2:4", "--shape", "8"], "`shape` must read 'RxC', rows and columns, got '8'. For example '8x8'."),
         (["2:4", "--shape", "0x8"], "`shape` must read 'RxC', rows and columns, got '0x8'"),
         (["2:4", "--structures", "nm,bloc"], "`structures` must be one of .*, got 'bloc'. Did you mean 'block'?"),

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import io
+import json
 
 import numpy as np
 import pytest
@@ -71,3 +72,13 @@ def test_names_of_a_usual_length_are_not_folded_in_80_columns(folder, capsys, mo
     assert [line.split() for line in lines if name in line] == [[name, "1024x1024", "0.00", "%", "0", "0"]]
     assert max(map(len, lines)) <= 80
     assert {"bad", "rows", "columns", "tensor", "kept"} <= {word for line in lines[:2] for word in line.split()}
+
+
+def test_diversity_takes_patterns_as_other_commands_do(capsys):
+    assert main(["diversity", "2:4", "4:8", "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    for arguments in (["-p", "2:4", "--pattern", "4:8"], ["2:4", "-p", "4:8"]):
+        assert main(["diversity", *arguments, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == expected
+    assert main(["diversity"]) == 2
+    assert "`N:M` must be given, got no pattern." in capsys.readouterr().err

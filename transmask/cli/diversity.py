@@ -54,8 +54,13 @@ COLUMNS = (
 
 def diversity(
     patterns: Annotated[
-        list[str], typer.Argument(metavar="N:M...", help="N entries kept of every M, such as 2:4 4:8.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="N:M...", help="N entries kept of every M, such as 2:4 4:8.", show_default=False),
+    ] = None,
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option("--pattern", "-p", metavar="N:M", help="The same, as other commands take it; may be repeated."),
+    ] = None,
     shape: Annotated[
         str | None,
         typer.Option("--shape", metavar="RxC", help="Of the matrix. Default: the smallest square every M divides."),
@@ -82,7 +87,9 @@ def diversity(
 
     if plot is not None:
         check_plot(plot)
-    chosen = list(dict.fromkeys(map(Pattern.parse, patterns)))
+    chosen = list(dict.fromkeys(map(Pattern.parse, [*(patterns or []), *(pattern or [])])))
+    if not chosen:
+        raise InvalidArgumentError("`N:M` must be given, got no pattern. For example: transmask diversity 2:4.")
     sides = (math.lcm(*(pattern.m for pattern in chosen)),) * 2 if shape is None else _parse_shape(shape)
     made = dict.fromkeys(structure for kind in _parse_kinds(structures) for structure in _make(kind, chosen))
     found = [(mask_diversity(structure, sides), _by_the_paper(structure, sides)) for structure in made]
