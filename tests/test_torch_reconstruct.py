@@ -269,3 +269,14 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else(terminal, monkeypatch)
     assert ("0.weight: error" in shown.getvalue()) == terminal
     assert bool(shown.getvalue()) == terminal
     assert fit.name == "0.weight"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", ["least_squares", "adaprune"])
+def test_on_cuda_the_result_is_that_of_the_cpu(method):
+    reference = two_layers()
+    there, here = copy.deepcopy(reference).cuda(), copy.deepcopy(reference)
+    tmt.reconstruct(there, [data(256, 32).cuda()], "2:4", method=method, progress=False)
+    tmt.reconstruct(here, [data(256, 32)], "2:4", method=method, progress=False)
+    for mine, theirs in zip(there.parameters(), here.parameters(), strict=True):
+        torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-3, atol=1e-4)

@@ -347,3 +347,21 @@ def test_a_transformer_trains_and_evaluates_with_masks():
         expected = model(inputs)
         controller.remove()
         torch.testing.assert_close(model(inputs), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_masks_are_those_of_the_same_weights_on_the_cpu():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 16)).cuda()
+    controller = tmt.sparsify(model, "2:4", refresh_every=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    controller.attach(optimizer)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4, 4, 4, device="cuda")).square().mean().backward()
+        optimizer.step()
+    weight = model[3].parametrizations.weight.original.detach()
+    assert controller.masks()["3.weight"].is_cuda
+    assert np.array_equal(controller.masks()["3.weight"].cpu().numpy(), tm.transposable_mask(weight.cpu(), "2:4"))
+    assert len(controller.history) == 4
+    model.load_state_dict({key: value.cpu() for key, value in model.state_dict().items()})
