@@ -1,0 +1,198 @@
+"""Threads, forks, pools and callers at once: the same bits every time; little memory; a cache on disk or none."""
+
+import os
+import subprocess
+import sys
+import threading
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+
+import families
+import numba
+import numpy as np
+import pytest
+
+import transmask as tm
+
+compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
+
+
+def matrix(m, dtype, columns=23):
+    """Blocks of every family, some tied, some hard, with cut blocks at two edges."""
+    rng = np.random.default_rng(m)
+    rows = []
+    for family in families.FAMILIES:
+        scores = np.asarray(family(rng, columns, m), np.float64)
+        if dtype == np.float32 and scores.max(initial=0.0) > 1e38:
+            scores = scores / scores.max() * 1e38
+        rows.append(np.concatenate(list(scores), axis=1))
+    return np.concatenate(rows)[:-1, :-2].astype(dtype)
+
+
+def solve(weights, pattern, **options):
+    result = tm.solve(weights, pattern, solver="primal_dual", **options)
+    return result.mask.tobytes() + result.u.tobytes() + result.v.tobytes()
+
+
+def mask_of(weights, pattern, **options):
+    return tm.transposable_mask(weights, pattern, solver="primal_dual", **options).tobytes()
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("pattern", ["2:4", "3:5", "4:8", "8:16"])
+def test_any_number_of_threads_gives_the_same_bits(pattern, dtype, constraint, monkeypatch):
+    weights = matrix(int(pattern.split(":")[1]), dtype)
+    for function in (mask_of, solve):
+        expected = function(weights, pattern, constraint=constraint, threads=1)
+        for threads in (2, 3, 7):
+            assert function(weights, pattern, constraint=constraint, threads=threads) == expected
+        monkeypatch.setenv("TRANSMASK_NUM_THREADS", "2")
+        assert function(weights, pattern, constraint=constraint) == expected
+
+
+@compiled
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_several_callers_at_once_get_their_own_answers(layout):
+    cases = [(matrix(m, dtype).copy(layout), f"{n}:{m}") for n, m in ((2, 4), (4, 8)) for dtype in (np.float32, float)]
+    expected = [solve(*case, threads=1) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert list(pool.map(lambda case: solve(*case, threads=2), cases)) == expected
+            assert list(pool.map(lambda case: solve(*case, threads=1), cases * 3)) == expected * 3
+
+
+@compiled
+def test_the_interpreter_is_not_held():
+    """Another thread of Python gets on while one call runs on one thread."""
+    weights = np.random.default_rng(0).standard_normal((4096, 1024)).astype(np.float32)
+    mask_of(weights[:64], "8:16")
+    caller = threading.Thread(target=mask_of, args=(weights, "8:16"), kwargs={"threads": 1})
+    caller.start()
+    steps = 0
+    while caller.is_alive():
+        steps += 1
+    assert steps > 1000
+
+
+FIRST_CALLS = """
+import threading
+import numpy as np
+import transmask as tm
+
+weights = np.random.default_rng(0).standard_normal((64, 256)).astype(np.float32)
+masks, gate = {}, threading.Barrier(6)
+
+def call(number):
+    gate.wait()
+    pattern = ("2:4", "5:7", "3:9")[number % 3]
+    masks[number] = tm.transposable_mask(weights, pattern, solver="primal_dual", threads=2)
+
+callers = [threading.Thread(target=call, args=(number,)) for number in range(6)]
+for caller in callers: caller.start()
+for caller in callers: caller.join()
+for number in range(3):
+    assert np.array_equal(masks[number], masks[number + 3])
+    assert tm.certify(weights, masks[number], ("2:4", "5:7", "3:9")[number]).gap <= 1e-12
+print("done")
+"""
+
+FORKS = """
+import multiprocessing, os, warnings
+import numpy as np
+import transmask as tm
+
+warnings.simplefilter("ignore")  # newer Pythons warn of any fork of a process with threads, such as those of BLAS
+weights = np.random.default_rng(0).standard_normal((256, 250)).astype(np.float32)
+
+def answer(pattern):
+    result = tm.solve(weights, pattern, solver="primal_dual", threads=2)
+    return result.mask.tobytes(), result.u.tobytes(), result.gap <= 1e-12
+
+patterns = ["4:8", "2:4", "3:6"]
+expected = [answer(pattern) for pattern in patterns[:2]]
+child = os.fork()
+if child == 0:  # a pattern the parent has used, and one that is new
+    os._exit(0 if answer("4:8") == expected[0] and answer("3:6")[2] else 1)
+assert os.waitpid(child, 0)[1] == 0
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    assert pool.map(answer, patterns[:2] * 3) == expected * 3
+print("done")
+"""
+
+SPAWN = """
+import multiprocessing
+import numpy as np
+import transmask as tm
+
+def answer(seed):
+    weights = np.random.default_rng(seed).standard_normal((64, 64)).astype(np.float32)
+    return tm.transposable_mask(weights, "4:8", solver="primal_dual", threads=2).tobytes()
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        assert pool.map(answer, range(4)) == [answer(seed) for seed in range(4)]
+    print("done")
+"""
+
+
+def run_script(folder, text, **environment):
+    (folder / "script.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("script", [FIRST_CALLS, FORKS, SPAWN], ids=["first calls at once", "fork", "spawned pool"])
+def test_in_a_process_of_its_own(script, tmp_path):
+    if script is FORKS and not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    assert run_script(tmp_path, script) == ["done"]
+
+
+@compiled
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("pattern", ["2:4", "4:8", "8:16", "32:64"])
+def test_memory_beyond_input_and_output_is_at_most_2_mb_a_thread(pattern, threads, constraint):
+    weights = np.random.default_rng(1).standard_normal((2048, 2048)).astype(np.float32)  # 16 MB
+    for array in (weights, weights.T, np.asfortranarray(weights)[:-1, :-1]):
+        mask_of(array[:64, :64], pattern, constraint=constraint, threads=threads)
+        tracemalloc.start()
+        try:
+            mask = tm.transposable_mask(array, pattern, constraint=constraint, solver="primal_dual", threads=threads)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes - mask.nbytes <= threads * 2**21
+
+
+CACHE = """
+import numpy as np
+import transmask as tm
+from transmask.solvers import _primal_dual_kernels, _tile_kernels
+
+weights = np.random.default_rng(0).standard_normal((64, 250)).astype(np.float32)
+result = tm.solve(weights, "2:4", solver="primal_dual")
+assert result.gap <= 1e-12
+assert np.array_equal(tm.transposable_mask(weights, "2:4", solver="primal_dual"), result.mask)
+kernels = _primal_dual_kernels.solve_span, _tile_kernels.solve_tiles
+print(*(sum(kernel.stats.cache_hits.values()) for kernel in kernels))
+print(*(sum(kernel.stats.cache_misses.values()) for kernel in kernels))
+"""
+
+
+@compiled
+def test_a_second_process_compiles_nothing(tmp_path):
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_BOUNDSCHECK": "0"}
+    assert run_script(tmp_path, CACHE, **cache) == ["0", "0", "1", "1"]
+    assert run_script(tmp_path, CACHE, **cache) == ["1", "1", "0", "0"]
+
+
+@compiled
+def test_a_cache_folder_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "in the way").write_text("a file, which stops even the superuser")
+    nowhere = str(tmp_path / "in the way" / "cache")
+    found = run_script(tmp_path, CACHE, NUMBA_CACHE_DIR=nowhere, HOME=nowhere, XDG_CACHE_HOME=nowhere)
+    assert len(found) == 4
