@@ -125,7 +125,7 @@ def prepare_repair(
     noise : ndarray of int32, shape (M * M,)
         Added to the integer scores.
     exact_shift : int
-        The exact scores are multiplied by 2**exact_shift and rounded to the nearest integer.
+        The exact scores are multiplied by 2**exact_shift and rounded up, so that only zero becomes 0.
     exact, flow, removable, addable : ndarray of int64, shape (M + 1, M + 1)
         Their first M rows and columns are written: the exact scores; 1 where the integer score exceeds u + v; the exact
         scores where flow is 1, else NEVER; the exact scores where it is 0, else -NEVER.
@@ -133,7 +133,7 @@ def prepare_repair(
     m = int(kernels[M])
     rows = _rows(kernels, weights, offset, stride)
     kept = _quantised(rows, shift) + noise[: m * m].reshape(m, m) - v[lane::LANES] > u[lane::LANES, None]
-    exact[:m, :m] = np.rint(np.ldexp(np.abs(rows.astype(np.float64)), exact_shift)).astype(np.int64)
+    exact[:m, :m] = np.ceil(np.ldexp(np.abs(rows.astype(np.float64)), exact_shift)).astype(np.int64)
     flow[:m, :m] = kept
     removable[:m, :m] = np.where(kept, exact[:m, :m], NEVER)
     addable[:m, :m] = np.where(kept, -NEVER, exact[:m, :m])
@@ -220,7 +220,7 @@ def _define_prepare_repair(module, m, weight_bytes):
             scaled = row if weight_bytes == 8 else builder.fpext(row, doubles)
             for factor in exact_factors:
                 scaled = builder.fmul(scaled, factor)
-            scores = builder.fptosi(builder.call(rows.intrinsic("rint", doubles, doubles), [scaled]), wide)
+            scores = builder.fptosi(builder.call(rows.intrinsic("ceil", doubles, doubles), [scaled]), wide)
             outputs = (
                 scores,
                 builder.zext(kept, wide),

@@ -113,7 +113,7 @@ def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, no
             tied = (flags >> (2 * LANES)) & busy & ~done
             expired = 0
             if half_sweeps >= expiry:
-                expired, expiry = _expired(lanes, busy & ~done, half_sweeps, limit)
+                expired, expiry = _expired(lanes, busy, half_sweeps, limit)
             for lane in range(LANES):
                 bit = 1 << lane
                 if not (done | tied | expired | low) & bit:

@@ -28,7 +28,7 @@ from ._relax_kernels import relax
 
 __all__ = ["REPAIR_BITS", "repair_block", "repair_workspace"]
 
-REPAIR_BITS = 50  # float64 holds u + v exactly; paths of 128 arcs stay far below NEVER
+REPAIR_BITS = 51  # float64 holds u + v exactly; paths of 128 arcs stay below NEVER
 QUICK_ROUNDS = 4  # Bellman-Ford rounds before predecessors are kept, which costs three times as much a round
 
 

@@ -5,11 +5,11 @@ Method
     scores rounded to 28-bit integers (`_dual_sweep_kernels`). When thresholding at the duals keeps exactly N in every
     row and in every column, the mask is optimal by complementary slackness (`_primal_dual_kernels`, phase 1; up to
     M = 8, `_tile_kernels` comes first). Blocks whose scores tie are perturbed and settled by Bellman-Ford and cycle
-    cancelling, and the few blocks that the sweeps leave by successive shortest paths, both on 50-bit integers
+    cancelling, and the few blocks that the sweeps leave by successive shortest paths, both on 51-bit integers
     (`_repair_kernels`, phase 2).
 Guarantee
     Exact, whatever phase 1 did: a block is finished only with duals that prove its mask, up to the rounding of scores
-    to 2**-50 of the largest of their block.
+    to 2**-51 of the largest of their block.
 Ties
     Where the optimum is unique it is found. Among several optimal masks of a block, which one is a function of the
     scores of this block, the pattern and the constraint alone, the same for any number of threads, any batch and any
