@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from transmask.solvers import as_solver
 
 from benchmarks.hard_blocks import hard_weights
 from benchmarks.readme_sections import README, replace_section
 from benchmarks.timing import best_seconds, machine
 from benchmarks.yardsticks import joint_flow, plain_mask
 from transmask import Pattern, UnsupportedPatternError, list_solvers, solve, transposable_mask
+from transmask.solvers import as_solver
 
 PATTERNS = "2:4", "4:8", "8:16", "16:32"
 GROWTH = "2:4", "3:6", "4:8", "6:12", "8:16", "12:24", "16:32", "24:48", "32:64"

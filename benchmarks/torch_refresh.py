@@ -20,9 +20,9 @@ from typing import TypeAlias
 import torch
 from rich.progress import track
 from torch import nn
-from transmask.solvers import PrimalDual
 
 from benchmarks.readme_sections import replace_section
+from transmask.solvers import PrimalDual
 from transmask.torch import sparsify
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"

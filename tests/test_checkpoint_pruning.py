@@ -7,10 +7,10 @@ import pytest
 from checkpoint_files import CODES, FLOATING, files_in, read_safetensors, same_bits, write_safetensors, write_sharded
 from naive import offender
 from safetensors.numpy import load_file
-from transmask.solvers.greedy import Greedy
 
 import transmask as tm
 from transmask.checkpoint import check_checkpoint, open_checkpoint, plan_pruning, prune_checkpoint, read_masks
+from transmask.solvers.greedy import Greedy
 
 
 def model(codes=("F32",)):

@@ -5,10 +5,10 @@ import re
 
 import numba
 import pytest
-from transmask.solvers.enumeration import Enumeration
-from transmask.solvers.greedy import Greedy
 
 from transmask.cli._progress import TensorProgress
+from transmask.solvers.enumeration import Enumeration
+from transmask.solvers.greedy import Greedy
 
 NAME = "model.language_model.layers.17.self_attention.query_key_value_projection.weight"
 

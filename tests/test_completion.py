@@ -5,6 +5,7 @@ import naive
 import numba
 import numpy as np
 import pytest
+
 from transmask.solvers._completion_kernels import add_and_swap
 
 compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")

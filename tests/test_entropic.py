@@ -8,11 +8,11 @@ import numba
 import numpy as np
 import pytest
 from scipy.special import logsumexp
+
+import transmask as tm
 from transmask.solvers import Entropic
 from transmask.solvers._entropic_kernels import LANES, transport_plans
 from transmask.solvers.greedy import greedy_masks
-
-import transmask as tm
 
 compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
 

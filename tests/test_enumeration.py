@@ -6,10 +6,10 @@ import families
 import naive
 import numpy as np
 import pytest
-from transmask.solvers import Enumeration
-from transmask.solvers.enumeration import MAX_MASKS, feasible_masks
 
 import transmask as tm
+from transmask.solvers import Enumeration
+from transmask.solvers.enumeration import MAX_MASKS, feasible_masks
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 4])

@@ -5,13 +5,13 @@ import naive
 import numba
 import numpy as np
 import pytest
+
+import transmask as tm
 from transmask.solvers import Greedy
 from transmask.solvers._greedy_kernels import heavy_to_light
 from transmask.solvers._rank_kernels import LANES, MAX_RANKED_M
 from transmask.solvers.greedy import greedy_masks
 from transmask.solvers.two_approximation import published_masks
-
-import transmask as tm
 
 compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transmask.solvers import MinCostFlow, Solver
 
 import transmask as tm
+from transmask.solvers import MinCostFlow, Solver
 from transmask.testing import assert_transposable, patterns, weights
 
 

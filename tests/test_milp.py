@@ -7,11 +7,11 @@ import naive
 import numpy as np
 import pytest
 from scipy.optimize import LinearConstraint
+
+import transmask as tm
 from transmask.solvers import Milp
 from transmask.solvers import milp as module
 from transmask.solvers.milp import line_sums
-
-import transmask as tm
 
 
 @pytest.mark.parametrize("m", [1, 2, 5])

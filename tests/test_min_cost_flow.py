@@ -6,10 +6,10 @@ import families
 import naive
 import numpy as np
 import pytest
-from transmask.solvers import min_cost_flow
-from transmask.solvers.min_cost_flow import flow_network, integer_costs
 
 import transmask as tm
+from transmask.solvers import min_cost_flow
+from transmask.solvers.min_cost_flow import flow_network, integer_costs
 
 
 @pytest.mark.parametrize("m", [2, 4, 8, 16, 32, 64, 128])

@@ -7,9 +7,9 @@ import naive
 import networkx as nx
 import numpy as np
 import pytest
-from transmask.solvers.network_simplex import flow_graph, integer_scores
 
 import transmask as tm
+from transmask.solvers.network_simplex import flow_graph, integer_scores
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 4), (2, 5)])

@@ -6,10 +6,10 @@ import naive
 import numba
 import numpy as np
 import pytest
-from transmask.solvers import PrimalDual
 
 import transmask as tm
 from transmask.blocks import Blocks
+from transmask.solvers import PrimalDual
 
 GAP = 1e-12
 RESOLUTION = np.finfo(np.float64).smallest_subnormal  # duals of the smallest scores lie between two floats

@@ -11,6 +11,7 @@ import itertools
 import numba
 import numpy as np
 import pytest
+
 from transmask.solvers._dual_sweep_kernels import LANES, LARGEST_DUAL, half_sweep
 from transmask.solvers._lane_kernels import (
     CAP,

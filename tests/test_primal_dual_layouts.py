@@ -8,9 +8,9 @@ import ml_dtypes
 import numba
 import numpy as np
 import pytest
-from transmask.solvers import PrimalDual
 
 import transmask as tm
+from transmask.solvers import PrimalDual
 
 PATTERNS = [(2, 4), (3, 5), (4, 8)]
 DTYPES = [np.float32, np.float64]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transmask.solvers import as_solver, exact_solvers
 
 import transmask as tm
+from transmask.solvers import as_solver, exact_solvers
 from transmask.testing import assert_transposable, weights
 
 # Few patterns, because primal_dual compiles for seconds for each; the others' own tests look at more.

@@ -11,10 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
-from transmask.solvers import Enumeration  # noqa: E402
 
 import transmask as tm  # noqa: E402
 from transmask import torch as tmt  # noqa: E402
+from transmask.solvers import Enumeration  # noqa: E402
 
 
 class DriftingDuals(Enumeration):

@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch")
 
 import naive  # noqa: E402
 from torch import nn  # noqa: E402
-from transmask.solvers import Enumeration, MinCostFlow  # noqa: E402
 
 import transmask as tm  # noqa: E402
 from transmask import torch as tmt  # noqa: E402
+from transmask.solvers import Enumeration, MinCostFlow  # noqa: E402
 
 
 def layer_and_data(seed=0, dtype=torch.float64):

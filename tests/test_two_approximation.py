@@ -7,11 +7,11 @@ import naive
 import numba
 import numpy as np
 import pytest
+
+import transmask as tm
 from transmask.solvers import TwoApproximation
 from transmask.solvers.greedy import greedy_masks
 from transmask.solvers.two_approximation import published_masks
-
-import transmask as tm
 
 compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
 

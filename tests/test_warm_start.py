@@ -6,10 +6,10 @@ import families
 import numba
 import numpy as np
 import pytest
-from transmask.solvers import PrimalDual
 
 import transmask as tm
 from transmask.blocks import Blocks
+from transmask.solvers import PrimalDual
 
 COUNT = 1 if numba.config.DISABLE_JIT else 25  # blocks of each family
 PATTERNS = [(2, 4), (3, 5), (4, 8)] if numba.config.DISABLE_JIT else [(2, 4), (3, 5), (4, 8), (8, 16)]
@@ -164,9 +164,10 @@ def test_axes_and_cut_edges(axes, constraint):
 def test_what_does_not_fit_is_refused():
     weights = np.random.default_rng(5).standard_normal((8, 8))
     start = solve(weights, "2:4", "exactly")
+    why = "A mask alone holds no dual variables."
     cases = [
-        ({}, {"start": (start.u, start.v)}, TypeError, "`start` must be a MaskResult or None, got tuple."),
-        ({}, {"start": start.mask}, TypeError, "`start` must be a MaskResult or None, got ndarray."),
+        ({}, {"start": (start.u, start.v)}, TypeError, f"`start` must be a MaskResult or None, got tuple. {why}"),
+        ({}, {"start": start.mask}, TypeError, f"`start` must be a MaskResult or None, got ndarray. {why}"),
         (
             {"weights": weights[:4]},
             {},
