@@ -25,7 +25,7 @@ from ._jit import kernel
 
 __all__ = ["transport_plans"]
 
-LANES = 1 if numba.config.DISABLE_JIT else 16
+LANES = 1 if getattr(numba.config, "DISABLE_JIT") else 16  # noqa: B009 - set at run time, unknown to mypy
 SAFE_EXPONENT = 150.0  # of the factors of rows and of columns each: their product with exp(700) or exp(-700) is a float
 LARGEST_EXPONENT = 400.0  # Z above exp(400) stays above 1 until the next renewal, and is not told from it
 TINY = 1e-300  # sums start with it: a line of "at_most" whose entries all underflow is scaled up as far as it may be

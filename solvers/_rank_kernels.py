@@ -18,7 +18,7 @@ __all__ = ["LANES", "MAX_RANKED_M", "from_lanes", "rank_lines"]
 
 # Bytes in the widest vector; interpreted, lanes only cost. Compiled code in _greedy_kernels.py has it built in, and its
 # cache does not notice a change in this file: change both.
-LANES = 1 if numba.config.DISABLE_JIT else 64
+LANES = 1 if getattr(numba.config, "DISABLE_JIT") else 64  # noqa: B009 - set at run time, unknown to mypy
 MAX_RANKED_M = 64  # 64 blocks of float32 are then 1 MB, and sorting them would soon be faster
 
 

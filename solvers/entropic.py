@@ -80,9 +80,9 @@ class Entropic(Solver):
             raise InvalidTypeError(f"`tau` must be a number, got {tau!r}.")
         if not 0 < tau < math.inf:
             raise InvalidArgumentError(f"`tau` must be positive and finite, got {tau}. 100 suits scores of any size.")
-        self.tau = float(tau)
-        self.max_iterations = _at_least("max_iterations", max_iterations, 1)
-        self.local_search_steps = _at_least("local_search_steps", local_search_steps, 0)
+        self.tau: float = float(tau)
+        self.max_iterations: int = _at_least("max_iterations", max_iterations, 1)
+        self.local_search_steps: int = _at_least("local_search_steps", local_search_steps, 0)
 
     def solve_scores(self, scores: Array, pattern: Pattern, constraint: Constraint) -> NDArray[np.bool_]:
         """Solve a batch of blocks; see `Solver.solve_scores`."""

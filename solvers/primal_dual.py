@@ -91,10 +91,10 @@ class PrimalDual(Solver):
 
     def solve_scores(self, scores: Array, pattern: Pattern, constraint: Constraint) -> NDArray[np.bool_]:
         """Solve a batch of blocks; see `Solver.solve_scores`."""
-        mask = np.empty((1, 1, *scores.shape), np.bool_)
-        blocks = Blocks(scores[None, None], mask, None, None, constraint)
+        mask = np.empty(scores.shape, np.bool_)
+        blocks = Blocks(scores[None, None], mask[None, None], None, None, constraint)
         _solve_in_place(blocks, pattern, 1, warm=False)
-        return mask[0, 0]
+        return mask
 
 
 def _rows_are_contiguous(grid: Array) -> bool:
@@ -155,7 +155,8 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
 def pattern_kernels(n: int, m: int, weight_bytes: int) -> NDArray[np.int64]:
     """Return the table of the functions that are generated for a pattern; see `_native`."""
     definitions = [define_half_sweep, define_lane_functions, define_relax, define_solve_tile]
-    return compile_table(n, m, weight_bytes, definitions)
+    table: NDArray[np.int64] = compile_table(n, m, weight_bytes, definitions)
+    return table
 
 
 def _span(count: int, threads: int, largest: int) -> int:
