@@ -18,10 +18,11 @@ Cost
     About 4, 8, 13 and 22 half sweeps for a Gaussian block of 2:4, 4:8, 8:16 and 16:32, each 2 M minima and maxima times
     the size of a selection network (8, 28, 92, 284) for sixteen blocks. Besides those the scores are read twice and
     written once into the lanes, and the mask is written; nothing else is allocated but the scratch of a thread, less
-    than 0.3 MB. Blocks whose scores tie go through phase 2 one by one: up to 4 times the time of Gaussian blocks at 8:16
-    and 16:32, but 7 to 20 times at 4:8 and 2:4, where Gaussian blocks are solved side by side. Rank-one scores under
-    "at_most" take up to 9 times, scores over 60 decades up to 30 times as long (docs/benchmark.json). A warm start saves
-    a third at 8:16: what is left is loading the scores and storing mask and duals.
+    than 0.3 MB.
+    Blocks whose scores tie go through phase 2 one by one: up to 4 times the time of Gaussian blocks at 8:16 and 16:32,
+    but 7 to 20 times at 4:8 and 2:4, where Gaussian blocks are solved side by side. Rank-one scores under "at_most"
+    take up to 9 times, scores over 60 decades up to 30 times as long (docs/benchmark.json). A warm start saves a third
+    at 8:16: what is left is loading the scores and storing mask and duals.
 When not to use it
     Blocks of more than 64 rows, for which no networks are generated. The first call ever compiles for some seconds;
     what depends on the pattern takes 0.1 to 0.5 s in every process.
