@@ -84,6 +84,7 @@ def sparsify(
 
     Examples
     --------
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> controller = sparsify(model, "2:4")
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
