@@ -28,7 +28,7 @@ from numba.core import cgutils
 from ._native import INDEX, M, N, function, native
 from ._selection_network import selection_network
 
-__all__ = ["LANES", "LARGEST_DUAL", "LOW", "LineVectors", "define_half_sweep", "half_sweep"]
+__all__ = ["LANES", "LARGEST_DUAL", "LOW", "LineVectors", "define_half_sweep", "half_sweep", "interleave"]
 
 LANES = 16  # one AVX-512 register, or two of AVX2, of int32
 
@@ -151,6 +151,20 @@ class LineVectors:
         for shift in relaxation_shifts(self.m):
             new = builder.add(new, builder.ashr(builder.sub(middle, old), self.constant(shift)))
         return middle, self.extreme("min", self.extreme("max", new, floor), self.constant(LARGEST_DUAL))
+
+
+def interleave(builder, columns):
+    """Turn M vectors with a block in every lane into one with a block in every M entries."""
+
+    def shuffle(first, second, places):
+        return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places))
+
+    row = columns[0]
+    for column in columns[1:]:
+        width = row.type.count
+        padded = shuffle(column, column, [min(place, LANES - 1) for place in range(width)])
+        row = shuffle(row, padded, list(range(width + LANES)))
+    return shuffle(row, row, [j * LANES + lane for lane in range(LANES) for j in range(len(columns))])
 
 
 def define_half_sweep(module, n, m, weight_bytes):

@@ -19,13 +19,14 @@ from numba.core import cgutils
 
 from ._dual_sweep_kernels import LANES
 from ._jit import kernel
-from ._native import INDEX, WEIGHT_BYTES, M, function, native, weight_type
+from ._native import INDEX, WEIGHT_BYTES, M, function, native, splat, weight_type
 
 __all__ = [
     "CAP",
     "NEVER",
     "SCORE_BITS",
     "largest_magnitude",
+    "load_exact_lane",
     "load_lane",
     "prepare_repair",
     "scale_shift",
@@ -81,6 +82,23 @@ def load_lane(kernels, weights: np.ndarray, offset, stride, shift, scores: np.nd
     scores[lane : quantised.size * LANES : LANES] = quantised.ravel()
 
 
+@native(types.none)
+def load_exact_lane(kernels, weights: np.ndarray, offset, stride, shift, scores: np.ndarray, lane):
+    """Load the exact scores of a block into a lane.
+
+    Parameters
+    ----------
+    kernels, weights, offset, stride, lane
+        As in `load_lane`.
+    shift : int
+        The scores are multiplied by 2**shift and rounded up, so that only zero becomes 0.
+    scores : ndarray of int64, shape (M * M * LANES,)
+        Written at lane `lane`.
+    """
+    exact = _exact(_rows(kernels, weights, offset, stride), shift)
+    scores[lane : exact.size * LANES : LANES] = exact.ravel()
+
+
 @native(types.int64)
 def store_mask(
     kernels, weights: np.ndarray, offset, stride, shift, u: np.ndarray, v: np.ndarray, lane,
@@ -133,7 +151,7 @@ def prepare_repair(
     m = int(kernels[M])
     rows = _rows(kernels, weights, offset, stride)
     kept = _quantised(rows, shift) + noise[: m * m].reshape(m, m) - v[lane::LANES] > u[lane::LANES, None]
-    exact[:m, :m] = np.ceil(np.ldexp(np.abs(rows.astype(np.float64)), exact_shift)).astype(np.int64)
+    exact[:m, :m] = _exact(rows, exact_shift)
     flow[:m, :m] = kept
     removable[:m, :m] = np.where(kept, exact[:m, :m], NEVER)
     addable[:m, :m] = np.where(kept, -NEVER, exact[:m, :m])
@@ -149,10 +167,15 @@ def _quantised(row, shift):
     return np.ceil(np.minimum(np.ldexp(np.abs(row), shift), CAP)).astype(np.int32)
 
 
+def _exact(rows, shift):
+    return np.ceil(np.ldexp(np.abs(rows.astype(np.float64)), shift)).astype(np.int64)
+
+
 def define_lane_functions(module, n, m, weight_bytes):
     """Generate the functions of this file for a pattern."""
     _define_largest_magnitude(module, m, weight_bytes)
     _define_load_lane(module, m, weight_bytes)
+    _define_load_exact_lane(module, m, weight_bytes)
     _define_store_mask(module, m, weight_bytes)
     _define_prepare_repair(module, m, weight_bytes)
 
@@ -175,11 +198,18 @@ def _define_load_lane(module, m, weight_bytes):
         factors = rows.factors(shift)
         target = builder.gep(builder.bitcast(scores, ir.IntType(32).as_pointer()), [lane])
         with rows.loop() as (index, row):
-            quantised = rows.quantise(row, factors)
+            rows.scatter(rows.quantise(row, factors), builder.gep(target, [builder.mul(index, INDEX(m * LANES))]))
+        builder.ret_void()
+
+
+def _define_load_exact_lane(module, m, weight_bytes):
+    with function(module, load_exact_lane, types.none) as (builder, weights, offset, stride, shift, scores, lane):
+        rows = _Rows(builder, m, weight_bytes, weights, offset, stride)
+        factors = rows.factors(shift, ir.DoubleType())
+        target = builder.gep(builder.bitcast(scores, INDEX.as_pointer()), [lane])
+        with rows.loop() as (index, row):
             start = builder.gep(target, [builder.mul(index, INDEX(m * LANES))])
-            for j in range(m):
-                entry = builder.extract_element(quantised, ir.IntType(32)(j))
-                builder.store(entry, builder.gep(start, [INDEX(j * LANES)]))
+            rows.scatter(rows.exact(row, factors), start)
         builder.ret_void()
 
 
@@ -208,7 +238,7 @@ def _define_prepare_repair(module, m, weight_bytes):
         builder, weights, offset, stride, shift, u, v, lane, noise, exact_shift, *targets
     ):  # fmt: skip
         rows = _Rows(builder, m, weight_bytes, weights, offset, stride)
-        wide, doubles = ir.VectorType(INDEX, m), ir.VectorType(ir.DoubleType(), m)
+        wide = ir.VectorType(INDEX, m)
         factors, exact_factors = rows.factors(shift), rows.factors(exact_shift, ir.DoubleType())
         u_lane, thresholds = rows.duals(u, v, lane)
         noise = builder.bitcast(noise, ir.IntType(32).as_pointer())
@@ -217,10 +247,7 @@ def _define_prepare_repair(module, m, weight_bytes):
             start = builder.mul(index, INDEX(m))
             shaken = builder.add(rows.quantise(row, factors), rows.load(builder.gep(noise, [start]), rows.integers))
             kept = rows.above(shaken, thresholds, u_lane, index)
-            scaled = row if weight_bytes == 8 else builder.fpext(row, doubles)
-            for factor in exact_factors:
-                scaled = builder.fmul(scaled, factor)
-            scores = builder.fptosi(builder.call(rows.intrinsic("ceil", doubles, doubles), [scaled]), wide)
+            scores = rows.exact(row, exact_factors)
             outputs = (
                 scores,
                 builder.zext(kept, wide),
@@ -260,12 +287,6 @@ class _Rows:
         function = ir.FunctionType(result, [operand])
         return cgutils.get_or_insert_function(self.builder.module, function, f"llvm.{name}.{suffix}")
 
-    def splat(self, value):
-        vector = ir.VectorType(value.type, self.m)
-        undefined = ir.Constant(vector, ir.Undefined)
-        single = self.builder.insert_element(undefined, value, ir.IntType(32)(0))
-        return self.builder.shuffle_vector(single, undefined, self.constant(0))
-
     def factors(self, shift, element=None):
         """Split 2**shift, which may overflow, into two powers of two that do not."""
         element = element or self.type.element
@@ -278,7 +299,7 @@ class _Rows:
         for part in (half, builder.sub(shift, half)):
             exponent = builder.add(part, shift.type(bias))
             exponent = exponent if integer == shift.type else builder.trunc(exponent, integer)
-            factors.append(self.splat(builder.bitcast(builder.shl(exponent, integer(bits)), element)))
+            factors.append(splat(builder, builder.bitcast(builder.shl(exponent, integer(bits)), element), self.m))
         return factors
 
     def duals(self, u, v, lane):
@@ -295,7 +316,7 @@ class _Rows:
 
     def above(self, scores, thresholds, u_lane, index):
         dual = self.builder.load(self.builder.gep(u_lane, [self.builder.mul(index, index.type(LANES))]))
-        return self.builder.icmp_signed(">", self.builder.sub(scores, thresholds), self.splat(dual))
+        return self.builder.icmp_signed(">", self.builder.sub(scores, thresholds), splat(self.builder, dual, self.m))
 
     def quantise(self, row, factors):
         for factor in factors:
@@ -304,6 +325,20 @@ class _Rows:
         row = self.builder.select(self.builder.fcmp_ordered("<", row, cap), row, cap)
         row = self.builder.call(self.intrinsic("ceil", self.type, self.type), [row])
         return self.builder.fptosi(row, self.integers)
+
+    def exact(self, row, factors):
+        doubles = ir.VectorType(ir.DoubleType(), self.m)
+        row = row if self.type == doubles else self.builder.fpext(row, doubles)
+        for factor in factors:
+            row = self.builder.fmul(row, factor)
+        row = self.builder.call(self.intrinsic("ceil", doubles, doubles), [row])
+        return self.builder.fptosi(row, ir.VectorType(INDEX, self.m))
+
+    def scatter(self, row, start):
+        """Store the entries of a row LANES apart."""
+        for j in range(self.m):
+            entry = self.builder.extract_element(row, ir.IntType(32)(j))
+            self.builder.store(entry, self.builder.gep(start, [INDEX(j * LANES)]))
 
     @contextmanager
     def loop(self):

@@ -24,11 +24,12 @@ from numba.core.registry import cpu_target
 from numba.extending import lower_builtin, type_callable
 
 __all__ = [
-    "BYTES", "FUNCTIONS", "INDEX", "WEIGHT_BYTES", "M", "N", "compile_table", "function", "native", "weight_type",
+    "BYTES", "FUNCTIONS", "INDEX", "WEIGHT_BYTES", "M", "N", "compile_table", "function", "native", "splat", "weight_type",
 ]  # fmt: skip
 
 FUNCTIONS = (
-    "half_sweep", "largest_magnitude", "load_lane", "store_mask", "prepare_repair", "relax", "solve_tile",
+    "half_sweep", "largest_magnitude", "load_lane", "load_exact_lane", "store_mask", "prepare_repair", "relax",
+    "mark_lanes", "relax_lanes", "store_masks", "solve_tile",
 )  # fmt: skip
 N, M, WEIGHT_BYTES = range(len(FUNCTIONS), len(FUNCTIONS) + 3)
 
@@ -88,6 +89,13 @@ def function(module, twin, result):
 def weight_type(weight_bytes):
     """Return the LLVM type of a weight."""
     return ir.FloatType() if weight_bytes == 4 else ir.DoubleType()
+
+
+def splat(builder, value, length):
+    """Return a vector with a value in every place."""
+    undefined = ir.Constant(ir.VectorType(value.type, length), ir.Undefined)
+    single = builder.insert_element(undefined, value, ir.IntType(32)(0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(ir.IntType(32), length), [0] * length))
 
 
 @global_compiler_lock

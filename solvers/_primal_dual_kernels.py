@@ -80,6 +80,7 @@ def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, no
     middles, floors = scratch[entries + 2 * lines : entries + 3 * lines], scratch[entries + 3 * lines :]
     scratch[:] = 0
     lanes = np.zeros((7, LANES), np.int64)
+    row = np.zeros(3, np.int64)
     workspace = repair_workspace(m + 1)
     settled, busy, zoomed, fresh, coming, half_sweeps, expiry = 0, 0, 0, 0, 0, 0, limit
     while busy or zoomed or coming < len(todo):
@@ -88,10 +89,10 @@ def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, no
             for lane in range(LANES):
                 bit = 1 << lane
                 if zoomed & bit:
-                    _load(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane)
+                    load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane)
                 elif not busy & bit and coming < len(todo):
-                    _place(kernels, weights, layout, todo[coming], lanes, lane)
-                    _load(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane)
+                    place_block(kernels, weights, layout, todo[coming], row, lanes, lane)
+                    load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane)
                     coming += 1
                 else:
                     fresh &= ~bit
@@ -118,7 +119,7 @@ def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, no
                 bit = 1 << lane
                 if not (done | tied | expired | low) & bit:
                     continue
-                if low & bit and _zoom(middles, v, lanes, lane, m):
+                if low & bit and zoom_block(middles, v, lanes, lane, m):
                     zoomed |= bit
                     busy &= ~bit
                     continue
@@ -144,7 +145,7 @@ def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, no
                 elif lanes[STAGE, lane] == PLAIN and at_most and (done & bit or _rests_at_zero(middles, lane, m)):
                     settled &= ~bit
                     lanes[STAGE, lane] = FLOORED
-                    _set_floor(u, v, floors, lane, m)
+                    set_floor(u, v, floors, lane, m)
                 elif tied & bit and lanes[STAGE, lane] != PERTURBED:
                     settled &= ~bit
                     lanes[STAGE, lane] = PERTURBED
@@ -167,29 +168,46 @@ def _expired(lanes, busy, half_sweeps, limit):
 
 
 @kernel
-def _place(kernels, weights, layout, block, lanes, lane):
-    """Give a block to a lane: where it lies, and how its scores are scaled."""
-    row_of_blocks = block // layout[0, 1]
-    block_column = block - row_of_blocks * layout[0, 1]
-    matrix = row_of_blocks // layout[0, 0]
-    block_row = row_of_blocks - matrix * layout[0, 0]
-    for array in range(4):
-        lanes[array, lane] = (
-            matrix * layout[array + 1, 0] + block_row * layout[array + 1, 1] + block_column * layout[array + 1, 2]
-        )
+def place_block(kernels, weights, layout, block, row, lanes, lane):
+    """Give a block to a lane: where it lies, and how its scores are scaled; `row` as for `find_block`."""
+    find_block(layout, block, row, lanes, lane)
     largest = largest_magnitude(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3])
     lanes[SHIFT, lane] = scale_shift(largest, SCORE_BITS)
 
 
 @kernel
-def _load(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane):
+def find_block(layout, block, row, starts, place):
+    """Write where a block starts in the four arrays to starts[:4, place].
+
+    `row` holds the number of the first block of a row, the matrix, and the row of blocks within, zeros to begin with.
+    It is moved to the row of the block: two divisions take longer than loading a small block, and blocks mostly come in
+    ascending order.
+    """
+    if block < row[0] or block - row[0] >= 4 * layout[0, 1]:
+        number = block // layout[0, 1]
+        row[0], row[1] = number * layout[0, 1], number // layout[0, 0]
+        row[2] = number - row[1] * layout[0, 0]
+    while block - row[0] >= layout[0, 1]:
+        row[0] += layout[0, 1]
+        row[2] += 1
+        if row[2] == layout[0, 0]:
+            row[1] += 1
+            row[2] = 0
+    for array in range(4):
+        starts[array, place] = (
+            row[1] * layout[array + 1, 0] + row[2] * layout[array + 1, 1] + (block - row[0]) * layout[array + 1, 2]
+        )
+
+
+@kernel
+def load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane):
     """Put the integer scores of a block into its lane, and the duals it starts from."""
     load_lane(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane)
     lanes[STAGE, lane] = PLAIN
     floors[lane] = -LARGEST_DUAL
     m = layout[0, 3]
     if warm:
-        first, second = _powers(lanes[SHIFT, lane])
+        first, second = powers(lanes[SHIFT, lane])
         largest = float(LARGEST_DUAL)
         for j in range(m):
             scaled = u_flat[lanes[U_AT, lane] + j * layout[3, 3]] * first * second
@@ -203,14 +221,14 @@ def _load(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, 
 
 
 @kernel
-def _powers(exponent):
+def powers(exponent):
     """Split 2**exponent, which may overflow, into two powers of two that do not."""
     half = exponent // 2
     return math.ldexp(1.0, int(half)), math.ldexp(1.0, int(exponent - half))
 
 
 @kernel
-def _zoom(middles, v, lanes, lane, m):
+def zoom_block(middles, v, lanes, lane, m):
     """Scale a block up whose thresholds are tiny beside its largest score; return False if they are all 0.
 
     The larger scores are capped then, which is sound as long as all of them are kept.
@@ -268,7 +286,7 @@ def _rests_at_zero(middles, lane, m):
 
 
 @kernel
-def _set_floor(u, v, floors, lane, m):
+def set_floor(u, v, floors, lane, m):
     """Put a floor of 0 under the duals of a lane, after the shift that leaves the least below it."""
     floors[lane] = 0
     _, shift = _least_sum(u, v, lane, m)
@@ -280,7 +298,7 @@ def _set_floor(u, v, floors, lane, m):
 @kernel
 def _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, m):
     """Write the duals of a block, shifted and scaled back."""
-    first, second = _powers(-lanes[SHIFT, lane])
+    first, second = powers(-lanes[SHIFT, lane])
     for j in range(m):
         u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = (u[j * LANES + lane] + shift) * first * second
         v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = (v[j * LANES + lane] - shift) * first * second
@@ -299,7 +317,7 @@ def _repair(kernels, weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, 
         kernels, weights, start, stride, shift, u, v, lane, lane_noise, exact_shift, exact, flow, work[0], work[1]
     )
     centre = _least_sum(u, v, lane, m)[1] if at_most else 0
-    first, second = _powers(exact_shift - shift)
+    first, second = powers(exact_shift - shift)
     for j in range(m):
         scaled = (v[j * LANES + lane] - centre) * first * second
         repair_v[j] = np.int64(min(max(scaled, -LARGEST_START), LARGEST_START))
@@ -310,7 +328,7 @@ def _repair(kernels, weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, 
         for j in range(m):
             mask[place + j] = flow[i, j] > 0
     if u_flat.size:
-        first, second = _powers(-exact_shift)
+        first, second = powers(-exact_shift)
         for j in range(m):
             u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = repair_u[j] * first * second
             v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = repair_v[j] * first * second

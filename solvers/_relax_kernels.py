@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ._native import INDEX, function, native
+from ._native import INDEX, function, native, splat
 
 __all__ = ["define_relax", "relax"]
 
@@ -56,19 +56,13 @@ def define_relax(module, n, m, weight_bytes):
             loaded.align = 8
             return loaded
 
-        def splat(value):
-            undefined = ir.Constant(vector, ir.Undefined)
-            single = builder.insert_element(undefined, value, ir.IntType(32)(0))
-            zeros = ir.Constant(ir.VectorType(ir.IntType(32), size), [0] * size)
-            return builder.shuffle_vector(single, undefined, zeros)
-
         before = load(v, INDEX(0))
         raised = cgutils.alloca_once_value(builder, before)
         with cgutils.for_range(builder, INDEX(size)) as loop:
             start = builder.mul(loop.index, INDEX(size))
             least = builder.call(least_of, [builder.sub(load(removable, start), before)])
             builder.store(least, builder.gep(u, [loop.index]))
-            candidate = builder.sub(load(addable, start), splat(least))
+            candidate = builder.sub(load(addable, start), splat(builder, least, size))
             so_far = builder.load(raised)
             builder.store(builder.select(builder.icmp_signed(">", candidate, so_far), candidate, so_far), raised)
         after = builder.load(raised)

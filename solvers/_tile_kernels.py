@@ -15,14 +15,17 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ._dual_sweep_kernels import LANES, LARGEST_DUAL, LineVectors, half_sweep
+from ._dual_sweep_kernels import LANES, LARGEST_DUAL, LineVectors, half_sweep, interleave
 from ._jit import kernel
 from ._lane_kernels import SCORE_BITS
-from ._native import INDEX, M, function, native
+from ._native import INDEX, WEIGHT_BYTES, M, function, native, splat, weight_type
+from ._primal_dual_kernels import find_block
 
 __all__ = ["LARGEST_TILE_M", "define_solve_tile", "solve_tile", "solve_tiles"]
 
 LARGEST_TILE_M = 8  # 2.4 times faster than single lanes at 4:8, 7 times at 2:4, and no faster at 8:16
+
+LEAST_EXPONENT = -100  # of the largest score; the power of two that scales a smaller one is too large for float32
 
 
 def tile_sweeps(m):
@@ -31,23 +34,25 @@ def tile_sweeps(m):
 
 
 @kernel
-def solve_tiles(kernels, weights, mask, layout, first, last, at_most, left):
-    """Solve what can be solved of the rows of blocks `first` to `last` - 1, and list the blocks that are left.
+def solve_tiles(kernels, weights, mask, u_flat, v_flat, layout, first, last, at_most, left):
+    """Solve what can be solved of the blocks `first` to `last` - 1, and list the blocks that are left.
 
     Parameters
     ----------
     kernels : ndarray of int64
         The table of the pattern.
     weights : ndarray of uint8, one axis
-        The memory of float32 weights.
+        The memory of float32 or float64 weights.
     mask : ndarray of bool, one axis
         Written, for blocks that are left with what is not their answer.
+    u_flat, v_flat : ndarray of float64, one axis
+        Written likewise. Empty if they are not wanted.
     layout : ndarray of int64, shape (5, 4)
-        As for `solve_span`; the blocks of a row stand side by side, M entries apart.
+        As for `solve_span`.
     first, last : int
-        Rows of blocks of all matrices, counted through.
+        Numbers of blocks.
     at_most : bool
-    left : ndarray of int64, shape ((last - first) * Bc,)
+    left : ndarray of int64, shape (last - first,)
         Its first entries are overwritten with the blocks that are left.
 
     Returns
@@ -55,32 +60,87 @@ def solve_tiles(kernels, weights, mask, layout, first, last, at_most, left):
     int
         How many blocks are left.
     """
-    count = 0
-    block_columns = layout[0, 1]
-    whole = block_columns - block_columns % LANES
-    for row in range(first, last):
-        matrix = row // layout[0, 0]
-        block_row = row - matrix * layout[0, 0]
-        weights_at = matrix * layout[1, 0] + block_row * layout[1, 1]
-        mask_at = matrix * layout[2, 0] + block_row * layout[2, 1]
-        for column in range(0, whole, LANES):
-            solved = solve_tile(
-                kernels, weights, weights_at + column * layout[1, 2], layout[1, 3],
-                mask, mask_at + column * layout[2, 2], layout[2, 3], at_most,
-            )  # fmt: skip
-            if solved != (1 << LANES) - 1:
-                for lane in range(LANES):
-                    left[count] = row * block_columns + column + lane
-                    count += 1 - (solved >> lane & 1)
-        for column in range(whole, block_columns):
-            left[count] = row * block_columns + column
+    m = layout[0, 3]
+    side_by_side = layout[1, 2] == m and layout[2, 2] == m
+    if u_flat.size:
+        side_by_side = side_by_side and layout[3, 2] == 1 and layout[4, 2] == m and layout[4, 3] == 1
+    spare = _spare_tile(m)
+    starts, row = np.zeros((4, LANES), np.int64), np.zeros(3, np.int64)
+    waiting = np.zeros(LANES, np.int64)
+    block, count, waits = first, 0, 0
+    while block < last:
+        find_block(layout, block, row, starts, waits)
+        if not side_by_side or row[0] + layout[0, 1] - block < LANES or last - block < LANES:
+            waiting[waits] = block
+            waits += 1
+            if waits == LANES:
+                solved = _solve_apart(kernels, weights, mask, u_flat, v_flat, layout, starts, waits, spare, at_most)
+                count = _list_unsolved(waiting, waits, solved, left, count)
+                waits = 0
+            block += 1
+            continue
+        solved = solve_tile(
+            kernels, weights, starts[0, waits], layout[1, 3], mask, starts[1, waits], layout[2, 3],
+            u_flat, starts[2, waits], layout[3, 3], v_flat, starts[3, waits], u_flat.size, at_most,
+        )  # fmt: skip
+        if solved != (1 << LANES) - 1:
+            for lane in range(LANES):
+                left[count] = block + lane
+                count += 1 - (solved >> lane & 1)
+        block += LANES
+    solved = _solve_apart(kernels, weights, mask, u_flat, v_flat, layout, starts, waits, spare, at_most)
+    return _list_unsolved(waiting, waits, solved, left, count)
+
+
+@kernel
+def _spare_tile(m):
+    """Allocate weights, mask, u and v of LANES blocks side by side."""
+    entries, lines = m * m * LANES, m * LANES
+    return np.zeros(2 * entries, np.float32), np.zeros(entries, np.bool_), np.zeros(lines), np.zeros(lines)
+
+
+@kernel
+def _list_unsolved(blocks, length, solved, left, count):
+    """Append to `left` the blocks whose bit is not set; return how many it lists."""
+    for lane in range(length):
+        if not solved >> lane & 1:
+            left[count] = blocks[lane]
             count += 1
     return count
 
 
+@kernel
+def _solve_apart(kernels, weights, mask, u_flat, v_flat, layout, starts, length, spare, at_most):
+    """Solve blocks that do not stand side by side in a tile to which they are copied."""
+    m = layout[0, 3]
+    stride = LANES * m
+    tile, tile_mask, tile_u, tile_v = spare
+    words = kernels[WEIGHT_BYTES] // 4
+    entries = weights.view(np.float32)
+    for lane in range(length):
+        for i in range(m):
+            source, target = words * (starts[0, lane] + i * layout[1, 3]), words * (i * stride + lane * m)
+            for word in range(words * m):
+                tile[target + word] = entries[source + word]
+    solved = solve_tile(
+        kernels, tile, 0, stride, tile_mask, 0, stride, tile_u, 0, LANES, tile_v, 0, u_flat.size, at_most,
+    )  # fmt: skip
+    for lane in range(length):
+        if not solved >> lane & 1:
+            continue
+        for i in range(m):
+            for j in range(m):
+                mask[starts[1, lane] + i * layout[2, 3] + j] = tile_mask[i * stride + lane * m + j]
+            if u_flat.size:
+                u_flat[starts[2, lane] + i * layout[3, 3]] = tile_u[i * LANES + lane]
+                v_flat[starts[3, lane] + i * layout[4, 3]] = tile_v[lane * m + i]
+    return solved
+
+
 @native(types.int64)
 def solve_tile(
-    kernels, weights: np.ndarray, offset, stride, mask: np.ndarray, mask_offset, mask_stride, at_most
+    kernels, weights: np.ndarray, offset, stride, mask: np.ndarray, mask_offset, mask_stride,
+    u: np.ndarray, u_offset, u_stride, v: np.ndarray, v_offset, duals, at_most,
 ):  # fmt: skip
     """Solve LANES blocks that stand side by side.
 
@@ -88,14 +148,17 @@ def solve_tile(
     ----------
     kernels : ndarray of int64
         The table of the pattern.
-    weights : ndarray of uint8, one axis
-        The memory of float32 weights.
+    weights : ndarray, one axis
+        The memory of float32 or float64 weights.
     offset, stride : int
         Where the first block starts, and how far apart the rows are.
     mask : ndarray of bool, one axis
         Written for all LANES blocks.
     mask_offset, mask_stride : int
-    at_most : bool
+    u, v : ndarray of float64, one axis
+        Written if `duals` is not 0: M rows of LANES row duals, and LANES * M column duals.
+    u_offset, u_stride, v_offset : int
+    duals, at_most : int or bool
 
     Returns
     -------
@@ -103,40 +166,53 @@ def solve_tile(
         Bit l: the mask of block l is optimal.
     """
     m = int(kernels[M])
-    weights = weights.view(np.float32)
+    weights = weights.view(np.float32 if kernels[WEIGHT_BYTES] == 4 else np.float64)
     rows = np.stack([np.abs(weights[offset + i * stride : offset + i * stride + LANES * m]) for i in range(m)])
     tile = rows.reshape(m, LANES, m).swapaxes(1, 2)
-    exponent = (tile.max(axis=(0, 1)).view(np.int32) >> 23) - 126
-    usable = exponent > 26 - 126
+    exponent = np.frexp(tile.max(axis=(0, 1)))[1]
+    usable = (exponent > LEAST_EXPONENT) & (tile.max(axis=(0, 1)) > 0)
     scaled = np.ldexp(tile, np.where(usable, SCORE_BITS - exponent, 0))
     scores = np.ceil(np.where(usable, scaled, 0)).astype(np.int32).reshape(-1)
-    u, v, middles = (np.zeros(m * LANES, np.int32) for _ in range(3))
+    lane_u, lane_v, middles = (np.zeros(m * LANES, np.int32) for _ in range(3))
     floors = np.full(LANES, -LARGEST_DUAL, np.int32)
     for _ in range(tile_sweeps(m)):
-        before = half_sweep(kernels, scores, m, 1, v, u, middles, floors)
-        flags = half_sweep(kernels, scores, 1, m, u, v, middles, floors)
-    row_duals, column_duals = u.reshape(m, LANES), middles.reshape(m, LANES)
+        before = half_sweep(kernels, scores, m, 1, lane_v, lane_u, middles, floors)
+        flags = half_sweep(kernels, scores, 1, m, lane_u, lane_v, middles, floors)
+    row_duals, column_duals = lane_u.reshape(m, LANES), middles.reshape(m, LANES)
     kept = scores.reshape(m, m, LANES) - column_duals > row_duals[:, None]
     for i in range(m):
         start = mask_offset + i * mask_stride
         mask[start : start + LANES * m] = kept[i].T.ravel()
     solved = flags & (before >> LANES) & sum(1 << lane for lane in range(LANES) if usable[lane])
     slack = row_duals.min(axis=0) + column_duals.min(axis=0)
+    if duals:
+        shift = (column_duals.min(axis=0) - row_duals.min(axis=0)) >> 1 if at_most else 0
+        for i in range(m):
+            u[u_offset + i * u_stride :][:LANES] = np.ldexp(row_duals[i] + shift, exponent - SCORE_BITS)
+        v[v_offset : v_offset + LANES * m] = np.ldexp(column_duals - shift, exponent - SCORE_BITS).T.ravel()
     return solved & sum(1 << lane for lane in range(LANES) if not at_most or slack[lane] > 0)
 
 
 def define_solve_tile(module, n, m, weight_bytes):
     """Generate `solve_tile` for a pattern, if it is one for tiles."""
-    if m > LARGEST_TILE_M or weight_bytes != 4:
+    if m > LARGEST_TILE_M:
         return
     with function(module, solve_tile, types.int64) as (
-        builder, weights, offset, stride, mask, mask_offset, mask_stride, at_most
+        builder, weights, offset, stride, mask, mask_offset, mask_stride, u, u_offset, u_stride, v, v_offset, duals, at_most
     ):  # fmt: skip
-        tile = _Tile(builder, n, m)
-        usable = tile.load(builder.gep(builder.bitcast(weights, ir.FloatType().as_pointer()), [offset]), stride)
-        settled, slack = tile.sweep()
-        tile.store(builder.gep(mask, [mask_offset]), mask_stride)
-        exactly = tile.splat_bit(builder.icmp_signed("==", at_most, INDEX(0)))
+        tile = _Tile(builder, n, m, weight_type(weight_bytes))
+        exponent = tile.load(builder.gep(builder.bitcast(weights, tile.element.as_pointer()), [offset]), stride)
+        settled = tile.sweep()
+        tile.store_mask(builder.gep(mask, [mask_offset]), mask_stride)
+        least_u, least_v = tile.least(tile.u), tile.least(tile.middles)
+        exactly = splat(builder, builder.icmp_signed("==", at_most, INDEX(0)), LANES)
+        with builder.if_then(builder.icmp_signed("!=", duals, INDEX(0))):
+            zero, one = tile.lines.constant(0), tile.lines.constant(1)
+            shift = builder.select(exactly, zero, builder.ashr(builder.sub(least_v, least_u), one))
+            u, v = (builder.bitcast(pointer, ir.DoubleType().as_pointer()) for pointer in (u, v))
+            tile.store_duals(builder.gep(u, [u_offset]), u_stride, builder.gep(v, [v_offset]), shift, exponent)
+        usable = builder.icmp_signed(">", exponent, ir.Constant(exponent.type, [LEAST_EXPONENT] * LANES))
+        slack = builder.icmp_signed(">", builder.add(least_u, least_v), tile.lines.constant(0))
         solved = builder.and_(builder.and_(usable, settled), builder.or_(exactly, slack))
         builder.ret(builder.zext(builder.bitcast(solved, ir.IntType(LANES)), INDEX))
 
@@ -144,8 +220,8 @@ def define_solve_tile(module, n, m, weight_bytes):
 class _Tile:
     """LANES blocks side by side as M * M vectors with a block in every lane, in LLVM."""
 
-    def __init__(self, builder, n, m):
-        self.builder, self.m = builder, m
+    def __init__(self, builder, n, m, element):
+        self.builder, self.m, self.element = builder, m, element
         self.lines = LineVectors(builder, n, m)
         self.vector = self.lines.vector
         zero = self.lines.constant(0)
@@ -158,40 +234,39 @@ class _Tile:
         mask = ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places)
         return self.builder.shuffle_vector(first, second, mask)
 
-    def splat_bit(self, bit):
-        undefined = ir.Constant(self.lines.bits, ir.Undefined)
-        return self.shuffle(self.builder.insert_element(undefined, bit, ir.IntType(32)(0)), undefined, [0] * LANES)
-
     def load(self, start, stride):
-        """Load, scale and round the scores; return which lanes could be scaled."""
+        """Load, scale and round the scores; return the exponents of the largest."""
         builder, m = self.builder, self.m
-        floats = ir.VectorType(ir.FloatType(), LANES)
-        magnitude = self.lines.constant(0x7FFFFFFF)
-        entries, largest = [], self.lines.constant(0)
+        integer, mantissa, bias = (
+            (ir.IntType(32), 23, 126) if self.element == ir.FloatType() else (INDEX, 52, 1022)
+        )  # fmt: skip
+        floats, integers = (ir.VectorType(kind, LANES) for kind in (self.element, integer))
+
+        def constant(value):
+            return ir.Constant(integers, [value] * LANES)
+
+        entries, largest = [], constant(0)
         for i in range(m):
             place = builder.gep(start, [builder.mul(stride, stride.type(i))])
-            wide = ir.VectorType(ir.IntType(32), LANES * m)
+            wide = ir.VectorType(integer, LANES * m)
             row = builder.load(builder.bitcast(place, wide.as_pointer()))
             row.align = 4
             for j in range(m):
                 bits = self.shuffle(row, ir.Constant(wide, ir.Undefined), [lane * m + j for lane in range(LANES)])
-                bits = builder.and_(bits, magnitude)
+                bits = builder.and_(bits, constant((1 << (integer.width - 1)) - 1))
                 largest = self.lines.extreme("max", largest, bits)
                 entries.append(bits)
-        exponent = builder.ashr(largest, self.lines.constant(23))
-        # 2**(SCORE_BITS - exponent + 126) as bits, or 0 where it is too large for float32
-        power = builder.shl(
-            builder.sub(self.lines.constant(SCORE_BITS + 126 + 127), exponent), self.lines.constant(23)
-        )  # fmt: skip
-        usable = builder.icmp_signed(">", exponent, self.lines.constant(26))
-        factor = builder.bitcast(builder.select(usable, power, self.lines.constant(0)), floats)
-        ceil = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(floats, [floats]), f"llvm.ceil.v{LANES}f32"
-        )  # fmt: skip
+        exponent = builder.sub(builder.ashr(largest, constant(mantissa)), constant(bias))
+        # 2**(SCORE_BITS - exponent) as bits, or 0 where it is too large for float32
+        power = builder.shl(builder.sub(constant(SCORE_BITS + bias + 1), exponent), constant(mantissa))
+        usable = builder.icmp_signed(">", exponent, constant(LEAST_EXPONENT))
+        factor = builder.bitcast(builder.select(usable, power, constant(0)), floats)
+        suffix = f"v{LANES}f{integer.width}"
+        ceil = cgutils.get_or_insert_function(builder.module, ir.FunctionType(floats, [floats]), f"llvm.ceil.{suffix}")
         for place, bits in enumerate(entries):
             scaled = builder.call(ceil, [builder.fmul(builder.bitcast(bits, floats), factor)])
             builder.store(builder.fptosi(scaled, self.vector), self.scores[place // m][place % m])
-        return usable
+        return exponent if integer == INDEX else builder.sext(exponent, ir.VectorType(INDEX, LANES))
 
     def half_sweep(self, columns):
         """Update the duals of one direction; return whether the old and the new ones were settled."""
@@ -217,23 +292,26 @@ class _Tile:
         return before, after
 
     def sweep(self):
-        """Sweep; return which lanes are settled, and in which a shift makes all duals positive."""
+        """Sweep; return which lanes are settled."""
         builder = self.builder
         flags = cgutils.alloca_once_value(builder, ir.Constant(self.lines.bits, [0] * LANES))
         with cgutils.for_range(builder, INDEX(tile_sweeps(self.m))):
             _, rows = self.half_sweep(columns=False)
             columns, _ = self.half_sweep(columns=True)
             builder.store(builder.and_(rows, columns), flags)
-        least = []
-        for duals in (self.u, self.middles):
-            lowest = builder.load(duals[0])
-            for dual in duals[1:]:
-                lowest = self.lines.extreme("min", lowest, builder.load(dual))
-            least.append(lowest)
-        slack = builder.icmp_signed(">", builder.add(*least), self.lines.constant(0))
-        return builder.load(flags), slack
+        return builder.load(flags)
 
-    def store(self, start, stride):
+    def least(self, duals):
+        lowest = self.builder.load(duals[0])
+        for dual in duals[1:]:
+            lowest = self.lines.extreme("min", lowest, self.builder.load(dual))
+        return lowest
+
+    def write(self, vector, start, place):
+        target = self.builder.gep(start, [place])
+        self.builder.store(vector, self.builder.bitcast(target, vector.type.as_pointer())).align = 1
+
+    def store_mask(self, start, stride):
         """Write the masks, kept where the score exceeds u + v."""
         builder, m = self.builder, self.m
         bytes_type = ir.VectorType(ir.IntType(8), LANES)
@@ -243,11 +321,20 @@ class _Tile:
             for j in range(m):
                 reduced = builder.sub(builder.load(self.scores[i][j]), builder.load(self.middles[j]))
                 columns.append(builder.zext(builder.icmp_signed(">", reduced, dual), bytes_type))
-            row = columns[0]
-            for column in columns[1:]:
-                width = row.type.count
-                padded = self.shuffle(column, column, [min(place, LANES - 1) for place in range(width)])
-                row = self.shuffle(row, padded, list(range(width + LANES)))
-            row = self.shuffle(row, row, [j * LANES + lane for lane in range(LANES) for j in range(m)])
-            place = builder.gep(start, [builder.mul(stride, stride.type(i))])
-            builder.store(row, builder.bitcast(place, row.type.as_pointer())).align = 1
+            self.write(interleave(builder, columns), start, builder.mul(stride, stride.type(i)))
+
+    def store_duals(self, u, stride, v, shift, exponent):
+        """Write the duals, shifted and scaled back."""
+        builder, m = self.builder, self.m
+        doubles = ir.VectorType(ir.DoubleType(), LANES)
+        power = builder.add(exponent, ir.Constant(exponent.type, [1023 - SCORE_BITS] * LANES))
+        factor = builder.bitcast(builder.shl(power, ir.Constant(power.type, [52] * LANES)), doubles)
+
+        def scaled(dual):
+            return builder.fmul(builder.sitofp(dual, doubles), factor)
+
+        for i in range(m):
+            dual = scaled(builder.add(builder.load(self.u[i]), shift))
+            self.write(dual, u, builder.mul(stride, stride.type(i)))
+        columns = [scaled(builder.sub(builder.load(dual), shift)) for dual in self.middles]
+        self.write(interleave(builder, columns), v, INDEX(0))

@@ -49,9 +49,11 @@ from . import TABLE
 from ._base import Solver
 from ._dual_sweep_kernels import LANES, define_half_sweep
 from ._lane_kernels import define_lane_functions
+from ._lane_proof_kernels import define_proof_functions
 from ._native import compile_table
 from ._primal_dual_kernels import solve_span
 from ._relax_kernels import define_relax
+from ._tie_kernels import settle_ties
 from ._tile_kernels import LARGEST_TILE_M, define_solve_tile, solve_tiles
 
 __all__ = ["PrimalDual"]
@@ -136,37 +138,37 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
     kernels = pattern_kernels(n, m, blocks.weights.itemsize)
     at_most = blocks.constraint == "at_most"
 
-    def solve_blocks(todo: NDArray[np.int64]) -> None:
-        solve_span(kernels, *flat, layout, todo, _scratch(m), _noise(m), at_most, warm, half_sweep_limit(m))
+    tiles = m <= LARGEST_TILE_M
 
-    def solve_rows(first: int) -> None:
-        last = min(first + span, rows_of_blocks)
-        left = np.empty((last - first) * block_columns, np.int64)
-        count = solve_tiles(kernels, *flat[:2], layout, first, last, at_most, left)
-        solve_blocks(left[:count])
+    def solve_blocks(first: int) -> None:
+        last = min(first + span, blocks.count)
+        todo = np.arange(first, last)
+        if tiles:
+            todo = todo[: solve_tiles(kernels, *flat, layout, first, last, at_most, todo)]
+            exact = _aligned((3 * m + 7) * (m + 1) * LANES, np.int64)
+            todo = todo[: settle_ties(kernels, *flat, layout, todo, _scratch(m), exact, _noise(m), at_most, 3 * m)]
+        solve_span(
+            kernels, *flat, layout, todo, _scratch(m), _noise(m), at_most, warm and not tiles, half_sweep_limit(m)
+        )
 
-    rows_of_blocks = blocks.count // max(1, block_columns)
-    if m <= LARGEST_TILE_M and blocks.u is None and blocks.weights.itemsize == 4 and layout[1, 2] == layout[2, 2] == m:
-        span = _span(rows_of_blocks, threads, LARGEST_SPAN // max(1, block_columns))
-        run_parallel(solve_rows, range(0, max(1, rows_of_blocks), span), threads)
-    else:
-        span = _span(blocks.count, threads, LARGEST_SPAN)
-        numbers = (np.arange(first, min(first + span, blocks.count)) for first in range(0, max(1, blocks.count), span))
-        run_parallel(solve_blocks, numbers, threads)
+    span = _span(blocks.count, threads)
+    run_parallel(solve_blocks, range(0, max(1, blocks.count), span), threads)
 
 
 @cache
 def pattern_kernels(n: int, m: int, weight_bytes: int) -> NDArray[np.int64]:
     """Return the table of the functions that are generated for a pattern; see `_native`."""
-    definitions = [define_half_sweep, define_lane_functions, define_relax, define_solve_tile]
+    definitions = [
+        define_half_sweep, define_lane_functions, define_relax, define_proof_functions, define_solve_tile,
+    ]  # fmt: skip
     table: NDArray[np.int64] = compile_table(n, m, weight_bytes, definitions)
     return table
 
 
-def _span(count: int, threads: int, largest: int) -> int:
-    """Return how much a thread takes at a time."""
+def _span(count: int, threads: int) -> int:
+    """Return how many blocks a thread takes at a time."""
     share = -(-count // (threads * SPANS_A_THREAD)) if threads > 1 else count
-    return max(1, min(share, largest))
+    return max(1, min(-(-share // LANES) * LANES, LARGEST_SPAN))
 
 
 def half_sweep_limit(m: int) -> int:
@@ -186,10 +188,15 @@ def _flat(grid: Array, *, writeable: bool) -> Array:
 
 def _scratch(m: int) -> NDArray[np.int32]:
     """Allocate the lanes of one thread, aligned to whole vectors."""
-    entries = (m * m + 3 * m + 1) * LANES
-    memory = np.empty(4 * entries + 64, np.uint8)
+    return _aligned((m * m + 3 * m + 1) * LANES, np.int32)
+
+
+def _aligned(entries: int, dtype: type[np.integer]) -> Array:
+    """Allocate memory that starts at a whole vector."""
+    size = entries * np.dtype(dtype).itemsize
+    memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
-    return memory[start : start + 4 * entries].view(np.int32)
+    return memory[start : start + size].view(dtype)
 
 
 @lru_cache(maxsize=16)

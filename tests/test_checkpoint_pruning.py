@@ -1,6 +1,7 @@
 """A pruned checkpoint holds the optimal masks and nothing else has changed; checking it says so."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -263,13 +264,15 @@ def test_a_second_run_must_not_mix_patterns(two, pattern, constraint):
     prune_checkpoint(plan_pruning(model, "2:4", include="^a"), output("one"))
     before = files_in(output("one").parent)
     plan = plan_pruning(output("one"), pattern, constraint=constraint, include="^b")
-    with pytest.raises(tm.InvalidArgumentError) as caught:
-        prune_checkpoint(plan, output("both"))
-    assert str(caught.value) == (
-        f"`pattern` must be 2:4 exactly, which 'a' was pruned with before, got {pattern} "
-        f"{constraint.replace('_', ' ')}. One file holds one pattern: prune that tensor again too."
-    )
-    assert files_in(output("one").parent) == before
+    for function in (plan.check_outputs, partial(prune_checkpoint, plan)):
+        with pytest.raises(tm.InvalidArgumentError) as caught:
+            function(output("both"))
+        assert str(caught.value) == (
+            f"`pattern` must be 2:4 exactly, which 'a' was pruned with before, got {pattern} "
+            f"{constraint.replace('_', ' ')}. One file holds one pattern: prune that tensor again too."
+        )
+        assert files_in(output("one").parent) == before
     masks = output("one").parent / "masks.safetensors"
+    plan.check_outputs(None, masks=masks, apply=False)
     prune_checkpoint(plan, None, masks=masks, apply=False)
     assert list(read_masks(masks)) == ["b"]

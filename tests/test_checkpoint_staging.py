@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import stat
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,12 +28,21 @@ def prune(model, output, **options):
 
 
 def refuses(model, output, message, **options):
-    """Pruning fails with `message`, and no file has changed or is new."""
-    before = files_in(model.parent)
-    with pytest.raises(tm.TransmaskError, match=re.escape(message)) as caught:
-        prune(model, output, **options)
-    assert "\n" not in str(caught.value)
-    assert files_in(model.parent) == before
+    """The plan and pruning fail with the same `message`, and no file has changed, no file or folder is new."""
+    plan = plan_pruning(model, "2:4")
+    before = everything_in(model.parent)
+    said = []
+    for function in (plan.check_outputs, partial(prune_checkpoint, plan)):
+        with pytest.raises(tm.TransmaskError, match=re.escape(message)) as caught:
+            function(output, **options)
+        assert "\n" not in str(caught.value)
+        assert everything_in(model.parent) == before
+        said.append((type(caught.value), str(caught.value)))
+    assert said[0] == said[1]
+
+
+def everything_in(folder):
+    return sorted(folder.rglob("*")), files_in(folder)
 
 
 def test_the_output_must_not_be_the_input(model, tmp_path):
@@ -70,22 +80,13 @@ def test_the_outputs_must_differ(model, tmp_path):
 def test_where_an_output_cannot_be(model, tmp_path, name, message):
     (tmp_path / "folder.safetensors").mkdir()
     os.mkfifo(tmp_path / "pipe.safetensors")
-    refuses_but_for_special_files(model, tmp_path / name, message)
+    refuses(model, tmp_path / name, message)
     assert stat.S_ISFIFO((tmp_path / "pipe.safetensors").stat().st_mode)
-
-
-def refuses_but_for_special_files(model, output, message):
-    """As `refuses`, in a folder where a pipe would block whoever reads it."""
-    names = sorted(os.listdir(model.parent))
-    with pytest.raises(tm.TransmaskError, match=re.escape(message)):
-        prune(model, output)
-    assert sorted(os.listdir(model.parent)) == names
 
 
 def test_a_device_is_not_replaced(model, tmp_path):
     (tmp_path / "null.safetensors").symlink_to("/dev/null")
-    with pytest.raises(tm.InvalidArgumentError, match="`output` must be a file, got"):
-        prune(model, tmp_path / "null.safetensors")
+    refuses(model, tmp_path / "null.safetensors", "`output` must be a file, got")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
@@ -137,16 +138,15 @@ def test_shards_are_written_to_a_new_or_empty_folder_only(tmp_path):
     for name in ("new", "empty"):
         prune(index, tmp_path / name)
         assert sorted(os.listdir(tmp_path / name)) == ["1.safetensors", "2.safetensors", index.name]
-    before = files_in(tmp_path)
+    before = everything_in(tmp_path)
     for name, message in (
         ("full", "`output` must be a new or empty folder for a sharded checkpoint"),
         ("m", "`output` must be a new or empty folder for a sharded checkpoint"),
         ("m/1.safetensors", "`output` must be a folder for a sharded checkpoint"),
         ("new.safetensors", "`output` must be a folder for a sharded checkpoint"),
     ):
-        with pytest.raises(tm.InvalidArgumentError, match=re.escape(message)):
-            prune(index, tmp_path / name)
-    assert files_in(tmp_path) == before
+        refuses(index, tmp_path / name, message)
+    assert everything_in(tmp_path) == before
 
 
 @pytest.mark.parametrize("is_there", [False, True])
@@ -156,9 +156,12 @@ def test_masks_do_not_go_into_the_folder_of_new_shards(tmp_path, is_there):
         (tmp_path / "new").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "new")
     for folder in ("new", "link"):
-        with pytest.raises(tm.InvalidArgumentError) as caught:
-            prune(index, tmp_path / "new", masks=tmp_path / folder / "masks.safetensors")
-        assert "`masks` must not be in the output folder" in str(caught.value)
+        refuses(
+            index,
+            tmp_path / "new",
+            "`masks` must not be in the output folder",
+            masks=tmp_path / folder / "m.safetensors",
+        )
     assert sorted(os.listdir(tmp_path)) == ["link", "m", *(["new"] if is_there else [])]
     prune(index, tmp_path / "new", masks=tmp_path / "new.masks.safetensors")
     assert (tmp_path / "new.masks.safetensors").exists()
@@ -175,8 +178,32 @@ def test_an_argument_that_makes_the_run_pointless(model):
         prune(model, None)
     with pytest.raises(tm.InvalidArgumentError, match="`masks` must be given with apply=False, got None"):
         prune(model, None, apply=False)
-    with pytest.raises(tm.InvalidArgumentError, match=r"`masks` must end with '\.safetensors', got 'masks\.npz'"):
-        prune(model, None, masks="masks.npz", apply=False)
+    refuses(model, None, "`masks` must end with '.safetensors', got 'masks.npz'", masks="masks.npz", apply=False)
+    for options in ({"output": 7}, {"output": "new.safetensors", "masks": 7}):
+        refuses(model, message=f"`{list(options)[-1]}` must be a path, got 7 of type int", **options)
+
+
+def test_a_name_that_the_masks_cannot_have_is_told_before_anything_is_written(tmp_path):
+    np.savez(tmp_path / "m.npz", __metadata__=np.eye(4))
+    message = "`masks` must have names that a safetensors file can hold, got '__metadata__'."
+    refuses(tmp_path / "m.npz", tmp_path / "new.npz", message, masks=tmp_path / "masks.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["file", "shards"])
+def test_outputs_that_are_allowed_are_left_as_they_are_by_the_check(tmp_path, kind):
+    model = write_sharded(tmp_path / "m", {"m.safetensors": {"a": np.eye(4)}})
+    output, masks = tmp_path / "new", tmp_path / "masks.safetensors"
+    if kind == "file":
+        model, output = tmp_path / "m" / "m.safetensors", tmp_path / "new.safetensors"
+        output.write_text("old")
+    masks.write_text("old")
+    before = everything_in(tmp_path)
+    plan = plan_pruning(model, "2:4")
+    for _ in range(2):  # a check takes no place for good
+        plan.check_outputs(output, masks=masks)
+        plan.check_outputs(None)
+    assert everything_in(tmp_path) == before
+    prune_checkpoint(plan, output, masks=masks)
 
 
 class Disk:

@@ -29,6 +29,45 @@ def test_a_pattern_that_keeps_nothing_prunes_nothing(folder, capsys, more):
     assert files_in(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "m.safetensors"], "`output` must not be the input, got 'm.safetensors'"),
+        (["-o", "gone/new.safetensors"], "`output` must be in a folder that exists, got 'gone/new.safetensors'."),
+        (["-o", "folder.safetensors"], "`output` must be a file, got 'folder.safetensors', which is a folder."),
+        (["-o", "new.npz"], "`output` must end with '.safetensors' like the input, got 'new.npz'."),
+        (["-o", "new.safetensors", "--masks", "masks.npz"], "`masks` must end with '.safetensors', got 'masks.npz'."),
+        (["-o", "new.safetensors", "--masks", "m.safetensors"], "`masks` must not be the input, got 'm.safetensors'"),
+        (["-o", "new.safetensors", "--masks", "gone/m.safetensors"], "`masks` must be in a folder that exists"),
+        (["-o", "x.safetensors", "--masks", "x.safetensors"], "`output` must not be another output too"),
+        (["-o", "new.safetensors", "--no-apply"], "`--masks` must be given with --no-apply."),
+        (["--masks", "masks.safetensors"], "`--output` must be given."),
+        (["-o", "new.safetensors", "--threads", "0"], "`threads` must be at least 1, got 0."),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses(folder, capsys, arguments, message):
+    (folder / "folder.safetensors").mkdir()
+    before = files_in(folder)
+    said = []
+    for more in (["--dry-run"], []):
+        assert main(["prune", "m.safetensors", "-p", "2:4", *arguments, *more]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert files_in(folder) == before
+        said.append(printed.err)
+    assert said[0].startswith(f"transmask: {message}")
+    assert said[0] == said[1]
+
+
+def test_a_dry_run_leaves_old_outputs_as_they_are(folder):
+    for name in ("new.safetensors", "masks.safetensors"):
+        (folder / name).write_text("old")
+    before = files_in(folder)
+    outputs = ["-o", "new.safetensors", "--masks", "masks.safetensors"]
+    assert main(["prune", "m.safetensors", "-p", "2:4", *outputs, "--dry-run"]) == 0
+    assert files_in(folder) == before
+
+
 def test_the_version_is_printed(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"transmask {importlib.metadata.version('transmask')}\n"

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import CheckpointError, TransmaskError
+from ..errors import CheckpointError, InvalidArgumentError, TransmaskError
 from ..pattern import Constraint, Pattern, as_constraint
 
 __all__ = ["RECORD_VERSION", "PruneRecord"]
@@ -32,6 +32,26 @@ class PruneRecord:
     constraint: Constraint
     solver: str
     axes: dict[str, tuple[int, int]]
+
+    def joined_to(self, old: PruneRecord | None) -> PruneRecord:
+        """Add what an earlier run noted about the tensors that this one leaves alone.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If they were pruned with another pattern or constraint.
+        """
+        left = {} if old is None else {name: axes for name, axes in old.axes.items() if name not in self.axes}
+        if old is None or not left:
+            return self
+        if (old.pattern, old.constraint) != (self.pattern, self.constraint):
+            before, now = (f"{record.pattern} {record.constraint.replace('_', ' ')}" for record in (old, self))
+            raise InvalidArgumentError(
+                f"`pattern` must be {before}, which {next(iter(left))!r} was pruned with before, got {now}. "
+                "One file holds one pattern: prune that tensor again too."
+            )
+        solver = self.solver if self.solver == old.solver else ""
+        return PruneRecord(self.pattern, self.constraint, solver, left | self.axes)
 
     def to_json(self, **more: object) -> str:
         """Write the record, and `more` fields, as one JSON object."""

@@ -40,6 +40,7 @@ class Staging:
 
     def __init__(self, inputs: Iterable[Path]) -> None:
         self._inputs = tuple(inputs)
+        self._claimed: list[Path] = []
         self._staged: list[tuple[Path, Path]] = []
         self._placed: list[Path] = []
         self._unrelated: OSError | None = None
@@ -69,11 +70,8 @@ class Staging:
         CheckpointError
             If the folder cannot be written to.
         """
+        final = self.claim_file(path, argument)
         with creating(path, argument):
-            final = self._final(path, argument)
-            if final.exists() and not final.is_file():
-                kind = "a folder" if final.is_dir() else "no regular file"
-                raise InvalidArgumentError(f"`{argument}` must be a file, got {str(path)!r}, which is {kind}.")
             temporary = self._reserve(final)
             mode = 0o600 if final.exists() else 0o666  # nobody else reads what will replace a private file
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
@@ -81,11 +79,37 @@ class Staging:
 
     def folder(self, path: Path, argument: str) -> Path:
         """Stage a folder, which must be new or empty; otherwise as `file`."""
+        final = self.claim_folder(path, argument)
         with creating(path, argument):
-            final = self._final(path, argument)
             temporary = self._reserve(final)
             temporary.mkdir(0o700 if final.exists() else 0o777)
         return temporary
+
+    def claim_file(self, path: Path, argument: str) -> Path:
+        """Refuse what `file` refuses, note that the place is taken, and return it; nothing is written."""
+        final = self.claim_folder(path, argument)
+        with creating(path, argument):
+            if final.exists() and not final.is_file():
+                kind = "a folder" if final.is_dir() else "no regular file"
+                raise InvalidArgumentError(f"`{argument}` must be a file, got {str(path)!r}, which is {kind}.")
+        return final
+
+    def claim_folder(self, path: Path, argument: str) -> Path:
+        """Refuse what `folder` refuses, note that the place is taken, and return it; nothing is written."""
+        with creating(path, argument):
+            final = path.resolve()
+            if not final.parent.is_dir():
+                raise InvalidArgumentError(f"`{argument}` must be in a folder that exists, got {str(path)!r}.")
+            for file in self._inputs:
+                if final.exists() and os.path.samefile(final, file):
+                    raise InvalidArgumentError(
+                        f"`{argument}` must not be the input, got {str(path)!r}, which is {str(file)!r}. "
+                        "Name a new file."
+                    )
+        if final in self._claimed:
+            raise InvalidArgumentError(f"`{argument}` must not be another output too, got {str(path)!r}.")
+        self._claimed.append(final)
+        return final
 
     @contextmanager
     def unrelated(self) -> Iterator[None]:
@@ -95,20 +119,6 @@ class Staging:
         except OSError as error:
             self._unrelated = error
             raise
-
-    def _final(self, path: Path, argument: str) -> Path:
-        """Resolve an output and refuse those that would do harm."""
-        final = path.resolve()
-        if not final.parent.is_dir():
-            raise InvalidArgumentError(f"`{argument}` must be in a folder that exists, got {str(path)!r}.")
-        for file in self._inputs:
-            if final.exists() and os.path.samefile(final, file):
-                raise InvalidArgumentError(
-                    f"`{argument}` must not be the input, got {str(path)!r}, which is {str(file)!r}. Name a new file."
-                )
-        if final in (other for _, other in self._staged):
-            raise InvalidArgumentError(f"`{argument}` must not be another output too, got {str(path)!r}.")
-        return final
 
     def _reserve(self, final: Path) -> Path:
         """Note a temporary name before it is used, so that it is removed however the block ends."""

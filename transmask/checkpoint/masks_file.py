@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -200,6 +200,13 @@ def as_masks_path(path: Path, argument: str) -> Path:
     return path
 
 
+def check_mask_names(names: Iterable[object]) -> None:
+    """Raise InvalidArgumentError if a name is none that a safetensors file can hold."""
+    for name in names:
+        if not isinstance(name, str) or name == "__metadata__" or re.search("[\ud800-\udfff]", name):
+            raise InvalidArgumentError(f"`masks` must have names that a safetensors file can hold, got {name!r}.")
+
+
 def write_masks_header(out: BinaryIO, record: PruneRecord, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Write the head of a masks file; the masks follow by `write_mask`, in the order of `shapes`.
 
@@ -208,9 +215,7 @@ def write_masks_header(out: BinaryIO, record: PruneRecord, shapes: Mapping[str, 
     InvalidArgumentError
         If a name is none that a safetensors file can hold.
     """
-    for name in shapes:
-        if not isinstance(name, str) or name == "__metadata__" or re.search("[\ud800-\udfff]", name):
-            raise InvalidArgumentError(f"`masks` must have names that a safetensors file can hold, got {name!r}.")
+    check_mask_names(shapes)
     entries = packed_entries((name, -(-math.prod(shape) // 8)) for name, shape in shapes.items())
     text = record.to_json(shapes={name: list(shape) for name, shape in shapes.items()})
     write_header(out, entries, {MASKS_KEY: text})

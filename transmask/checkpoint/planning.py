@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import InvalidArgumentError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ..solvers import Solver, as_solver
 from ._base import Checkpoint
-from ._open import PathLike, open_checkpoint
+from ._open import PathLike, as_path, open_checkpoint
+from ._record import PruneRecord
+from ._staging import Staging, creating
+from .masks_file import as_masks_path, check_mask_names
 from .selection import Selection, select_tensors
 
 __all__ = ["PrunePlan", "plan_pruning"]
@@ -43,6 +47,67 @@ class PrunePlan:
     def n_weights(self) -> int:
         """Number of weights in the tensors to prune."""
         return sum(chosen.tensor.size for chosen in self.selections if chosen.axes is not None)
+
+    @property
+    def record(self) -> PruneRecord:
+        """What is noted about the tensors to prune."""
+        return PruneRecord(self.pattern, self.constraint, self.solver.info.name, self.axes)
+
+    def check_outputs(self, output: PathLike | None, *, masks: PathLike | None = None, apply: bool = True) -> None:
+        """Raise what `prune_checkpoint` would raise about these outputs, but write nothing.
+
+        That a folder cannot be written to only shows when it is.
+
+        Parameters
+        ----------
+        output, masks : str or path-like, or None
+            As `prune_checkpoint` takes them; what is None is not looked at.
+        apply : bool, default True
+            Whether zeros are to be written in place of pruned weights.
+
+        Raises
+        ------
+        InvalidTypeError, InvalidArgumentError
+            If an output cannot be there, or the masks' file cannot hold a tensor's name. Or if a tensor that is left
+            alone was pruned before with another pattern or constraint.
+        CheckpointError
+            If the system refuses to say what is there.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.savez(f"{folder}/model.npz", weight=np.ones((4, 4)))
+        ...     plan = plan_pruning(f"{folder}/model.npz", "2:4")
+        ...     plan.check_outputs(f"{folder}/pruned.npz")
+        """
+        checkpoint = self.checkpoint
+        final = None if output is None else as_path(output, "output")
+        packed = None if masks is None else as_masks_path(as_path(masks, "masks"), "masks")
+        if final is not None:
+            checkpoint.check_output(final)
+            if packed is not None and not checkpoint.suffix:
+                _check_beside(packed, final)
+        if apply:
+            self.record.joined_to(checkpoint.record)
+        places = Staging(checkpoint.files)
+        if packed is not None:
+            places.claim_file(packed, "masks")
+            check_mask_names(self.axes)
+        if final is not None:
+            claim = places.claim_file if checkpoint.suffix else places.claim_folder
+            claim(final, "output")
+
+
+def _check_beside(packed: Path, final: Path) -> None:
+    """Refuse masks in a folder that is still to appear."""
+    with creating(packed, "masks"):
+        is_inside = final.resolve() in packed.resolve().parents
+    if is_inside:
+        raise InvalidArgumentError(
+            f"`masks` must not be in the output folder, got {str(packed)!r}, which is in {str(final)!r}. "
+            "That folder appears as a whole: write the masks beside it."
+        )
 
 
 def plan_pruning(

@@ -15,11 +15,10 @@ from ..errors import InvalidArgumentError, TransmaskError
 from ..masks import solve
 from ..result import MaskResult
 from ..threads import resolve_threads
-from ._base import Checkpoint, TensorInfo
-from ._open import PathLike, as_path
-from ._record import PruneRecord
-from ._staging import Staging, creating
-from .masks_file import as_masks_path, write_mask, write_masks_header
+from ._base import TensorInfo
+from ._open import PathLike
+from ._staging import Staging
+from .masks_file import write_mask, write_masks_header
 from .planning import PrunePlan
 
 __all__ = ["Progress", "PrunedTensor", "prune_checkpoint"]
@@ -121,17 +120,15 @@ def prune_checkpoint(
     if masks is None and not apply:
         raise InvalidArgumentError("`masks` must be given with apply=False, got None. Nothing else would be written.")
     n_threads = resolve_threads(threads)
-    final = None if output is None else as_path(output, "output")
-    packed = None if masks is None else as_masks_path(as_path(masks, "masks"), "masks")
-    _check_outputs(plan.checkpoint, final, packed)
-    record = PruneRecord(plan.pattern, plan.constraint, plan.solver.info.name, plan.axes)
-    noted = None if final is None or not apply else _joined(plan.checkpoint, record)
+    plan.check_outputs(output, masks=masks, apply=apply)
+    final, packed = (None if path is None else Path(path) for path in (output, masks))
+    noted = plan.record.joined_to(plan.checkpoint.record) if apply else None
     with Staging(plan.checkpoint.files) as staging, ExitStack() as files:
         run = _Run(plan, apply, n_threads, progress or (lambda tensor, outcome: None), staging)
         if packed is not None:
             run.masks = files.enter_context(open(staging.file(packed, "masks"), "wb"))
             shapes = {c.tensor.name: c.tensor.shape for c in plan.selections if c.axes is not None}
-            write_masks_header(run.masks, record, shapes)
+            write_masks_header(run.masks, plan.record, shapes)
         if final is None:
             for tensor in plan.checkpoint.tensors:
                 run.replace(tensor)
@@ -139,38 +136,6 @@ def prune_checkpoint(
             stage = staging.file if plan.checkpoint.suffix else staging.folder
             plan.checkpoint.rewrite(stage(final, "output"), run.replace, noted)
     return run.outcomes
-
-
-def _check_outputs(checkpoint: Checkpoint, final: Path | None, packed: Path | None) -> None:
-    """Refuse a checkpoint of the wrong form, and masks in a folder that is still to appear."""
-    if final is None:
-        return
-    checkpoint.check_output(final)
-    if packed is None or checkpoint.suffix:
-        return
-    with creating(packed, "masks"):
-        is_inside = final.resolve() in packed.resolve().parents
-    if is_inside:
-        raise InvalidArgumentError(
-            f"`masks` must not be in the output folder, got {str(packed)!r}, which is in {str(final)!r}. "
-            "That folder appears as a whole: write the masks beside it."
-        )
-
-
-def _joined(checkpoint: Checkpoint, new: PruneRecord) -> PruneRecord:
-    """Add to the record of a run what an earlier one noted about the tensors that this one leaves alone."""
-    old = checkpoint.record
-    left = {} if old is None else {name: axes for name, axes in old.axes.items() if name not in new.axes}
-    if old is None or not left:
-        return new
-    if (old.pattern, old.constraint) != (new.pattern, new.constraint):
-        before, now = (f"{record.pattern} {record.constraint.replace('_', ' ')}" for record in (old, new))
-        raise InvalidArgumentError(
-            f"`pattern` must be {before}, which {next(iter(left))!r} was pruned with before, got {now}. "
-            "One file holds one pattern: prune that tensor again too."
-        )
-    solver = new.solver if new.solver == old.solver else ""
-    return PruneRecord(new.pattern, new.constraint, solver, left | new.axes)
 
 
 class _Run:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InvalidArgumentError
+from ..threads import resolve_threads
 from ._options import (
     ConstraintOption,
     ExcludeOption,
@@ -63,7 +64,9 @@ def prune(
     solver: SolverOption = "auto",
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be pruned and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check what is given, list what would be pruned and write nothing.")
+    ] = False,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +79,8 @@ def prune(
     """
     from ..checkpoint import plan_pruning, prune_checkpoint
 
-    if not dry_run:
+    n_threads = resolve_threads(threads)
+    if not dry_run or output is not None or masks is not None:
         if output is None and apply:
             raise InvalidArgumentError("`--output` must be given. With --masks and --no-apply the masks are enough.")
         if masks is None and not apply:
@@ -88,10 +92,12 @@ def prune(
             f"`--pattern` must keep 1 entry of every M at least, got {pattern!r}. It would set every weight to zero."
         )
     outcomes: list[PrunedTensor] = []
-    if not dry_run:
+    if dry_run:
+        plan.check_outputs(output, masks=masks, apply=apply)
+    else:
         with TensorProgress(plan.n_weights, len(plan.axes), [plan.solver]) as progress:
             outcomes = prune_checkpoint(
-                plan, output, masks=masks, apply=apply, threads=threads, progress=_shown_on(progress)
+                plan, output, masks=masks, apply=apply, threads=n_threads, progress=_shown_on(progress)
             )
     report = {
         "model": str(model),
