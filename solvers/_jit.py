@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-__all__ = ["kernel"]
+__all__ = ["kernel", "load_code", "save_code"]
 
 
 class BestEffortCache(FunctionCache):
@@ -58,6 +58,28 @@ def _folder_stamp(folder: Path) -> str:
     for module in sorted(folder.glob("*.py")):
         digest.update(module.name.encode() + module.read_bytes())
     return digest.hexdigest()
+
+
+def _code_file(name: str) -> Any:
+    """Return the file of some machine code, next to that of the kernels."""
+    locator = FunctionCache(_code_file)._impl.locator
+    locator.ensure_cache_path()
+    return IndexDataCacheFile(locator.get_cache_path(), name, _folder_stamp(Path(__file__).parent))
+
+
+def load_code(name: str, machine: tuple[str, ...]) -> Any:
+    """Return what `save_code` stored for a machine, or None if there is nothing that can be read."""
+    try:
+        found, code = _code_file(name).load(machine)
+    except Exception:  # pickle raises almost anything on a damaged file
+        return None
+    return code if found == (name, machine) else None
+
+
+def save_code(name: str, machine: tuple[str, ...], code: Any) -> None:
+    """Store machine code, if that is possible."""
+    with suppress(Exception):  # the name again: processes that store at once may write each other's file
+        _code_file(name).save(machine, ((name, machine), code))
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:

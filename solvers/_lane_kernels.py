@@ -17,19 +17,20 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ._dual_sweep_kernels import LANES
-from ._jit import kernel
+from ._dual_sweep_kernels import LANES, LARGEST_DUAL
 from ._native import INDEX, WEIGHT_BYTES, M, function, native, splat, weight_type
 
 __all__ = [
     "CAP",
     "NEVER",
     "SCORE_BITS",
-    "largest_magnitude",
+    "Rows",
+    "load_duals",
     "load_exact_lane",
     "load_lane",
     "prepare_repair",
-    "scale_shift",
+    "quantised_rows",
+    "score_shift",
     "store_mask",
 ]
 
@@ -38,9 +39,9 @@ CAP = 1 << SCORE_BITS
 NEVER = 1 << 61  # the score of an arc that does not exist
 
 
-@native(types.float64)
-def largest_magnitude(kernels, weights: np.ndarray, offset, stride):
-    """Return the largest magnitude of a block.
+@native(types.int64)
+def score_shift(kernels, weights: np.ndarray, offset, stride):
+    """Return s such that the largest magnitude of a block times 2**s lies in [CAP / 2, CAP); 0 if it is 0.
 
     Parameters
     ----------
@@ -53,15 +54,10 @@ def largest_magnitude(kernels, weights: np.ndarray, offset, stride):
 
     Returns
     -------
-    float
+    int
     """
-    return float(np.abs(_rows(kernels, weights, offset, stride)).max())
-
-
-@kernel
-def scale_shift(largest, bits):
-    """Return s such that largest * 2**s lies in [2**(bits - 1), 2**bits); 0 for 0."""
-    return bits - math.frexp(largest)[1] if largest > 0.0 else 0
+    largest = float(np.abs(_rows(kernels, weights, offset, stride)).max())
+    return SCORE_BITS - math.frexp(largest)[1] if largest > 0 else 0
 
 
 @native(types.none)
@@ -71,7 +67,7 @@ def load_lane(kernels, weights: np.ndarray, offset, stride, shift, scores: np.nd
     Parameters
     ----------
     kernels, weights, offset, stride
-        As in `largest_magnitude`.
+        As in `score_shift`.
     shift : int
         The scores are multiplied by 2**shift.
     scores : ndarray of int32, shape (M * M * LANES,)
@@ -80,6 +76,27 @@ def load_lane(kernels, weights: np.ndarray, offset, stride, shift, scores: np.nd
     """
     quantised = _quantised(_rows(kernels, weights, offset, stride), shift)
     scores[lane : quantised.size * LANES : LANES] = quantised.ravel()
+
+
+@native(types.none)
+def load_duals(kernels, duals: np.ndarray, offset, stride, shift, lane_duals: np.ndarray, lane):
+    """Put the duals of a warm start into a lane.
+
+    Parameters
+    ----------
+    kernels : ndarray of int64
+        The table of the pattern.
+    duals : ndarray of float64, one axis
+    offset, stride : int
+        Where those of the block start, and how far apart they are.
+    shift : int
+        They are multiplied by 2**shift, clamped to LARGEST_DUAL, and rounded to zero.
+    lane_duals : ndarray of int32, shape (M * LANES,)
+        Written at lane `lane`.
+    lane : int
+    """
+    scaled = np.ldexp(duals[offset:][::stride][: int(kernels[M])], shift)
+    lane_duals[lane::LANES] = np.clip(scaled, -LARGEST_DUAL, LARGEST_DUAL).astype(np.int32)
 
 
 @native(types.none)
@@ -157,6 +174,11 @@ def prepare_repair(
     addable[:m, :m] = np.where(kept, -NEVER, exact[:m, :m])
 
 
+def quantised_rows(kernels, weights, offset, stride, shift):
+    """Return the integer scores of a block as `load_lane` loads them; for twins in Python."""
+    return _quantised(_rows(kernels, weights, offset, stride), shift)
+
+
 def _rows(kernels, weights, offset, stride):
     m = int(kernels[M])
     entries = weights.view(np.float32 if kernels[WEIGHT_BYTES] == 4 else np.float64)
@@ -173,41 +195,56 @@ def _exact(rows, shift):
 
 def define_lane_functions(module, n, m, weight_bytes):
     """Generate the functions of this file for a pattern."""
-    _define_largest_magnitude(module, m, weight_bytes)
+    _define_score_shift(module, m, weight_bytes)
     _define_load_lane(module, m, weight_bytes)
+    _define_load_duals(module, m, weight_bytes)
     _define_load_exact_lane(module, m, weight_bytes)
     _define_store_mask(module, m, weight_bytes)
     _define_prepare_repair(module, m, weight_bytes)
 
 
-def _define_largest_magnitude(module, m, weight_bytes):
-    with function(module, largest_magnitude, types.float64) as (builder, weights, offset, stride):
-        rows = _Rows(builder, m, weight_bytes, weights, offset, stride)
+def _define_score_shift(module, m, weight_bytes):
+    with function(module, score_shift, types.int64) as (builder, weights, offset, stride):
+        rows = Rows(builder, m, weight_bytes, weights, offset, stride)
         largest = cgutils.alloca_once_value(builder, ir.Constant(rows.type, [0.0] * m))
-        with rows.loop() as (_, row):
+        with rows.loop() as (_, row, _):
             seen = builder.load(largest)
             builder.store(builder.select(builder.fcmp_ordered(">", row, seen), row, seen), largest)
         reduce = rows.intrinsic("vector.reduce.fmax", rows.type.element, rows.type)
         value = builder.call(reduce, [builder.load(largest)], fastmath=("nnan",))
-        builder.ret(value if weight_bytes == 8 else builder.fpext(value, ir.DoubleType()))
+        double = ir.DoubleType()
+        value = value if weight_bytes == 8 else builder.fpext(value, double)
+        tiny = builder.fcmp_ordered("<", value, double(2.0**-1000))  # may be denormal, with its exponent elsewhere
+        value = builder.fmul(value, builder.select(tiny, double(2.0**100), double(1.0)))
+        exponent = builder.sub(builder.lshr(builder.bitcast(value, INDEX), INDEX(52)), INDEX(1022))
+        shift = builder.sub(builder.select(tiny, INDEX(SCORE_BITS + 100), INDEX(SCORE_BITS)), exponent)
+        builder.ret(builder.select(builder.fcmp_ordered(">", value, double(0.0)), shift, INDEX(0)))
 
 
 def _define_load_lane(module, m, weight_bytes):
     with function(module, load_lane, types.none) as (builder, weights, offset, stride, shift, scores, lane):
-        rows = _Rows(builder, m, weight_bytes, weights, offset, stride)
+        rows = Rows(builder, m, weight_bytes, weights, offset, stride)
         factors = rows.factors(shift)
         target = builder.gep(builder.bitcast(scores, ir.IntType(32).as_pointer()), [lane])
-        with rows.loop() as (index, row):
+        with rows.loop() as (index, row, _):
             rows.scatter(rows.quantise(row, factors), builder.gep(target, [builder.mul(index, INDEX(m * LANES))]))
+        builder.ret_void()
+
+
+def _define_load_duals(module, m, weight_bytes):
+    with function(module, load_duals, types.none) as (builder, duals, offset, stride, shift, lane_duals, lane):
+        rows = Rows(builder, m, weight_bytes, duals, INDEX(0), INDEX(0))
+        whole, _ = rows.start_duals(duals, offset, stride, shift)
+        rows.scatter(whole, builder.gep(builder.bitcast(lane_duals, ir.IntType(32).as_pointer()), [lane]))
         builder.ret_void()
 
 
 def _define_load_exact_lane(module, m, weight_bytes):
     with function(module, load_exact_lane, types.none) as (builder, weights, offset, stride, shift, scores, lane):
-        rows = _Rows(builder, m, weight_bytes, weights, offset, stride)
+        rows = Rows(builder, m, weight_bytes, weights, offset, stride)
         factors = rows.factors(shift, ir.DoubleType())
         target = builder.gep(builder.bitcast(scores, INDEX.as_pointer()), [lane])
-        with rows.loop() as (index, row):
+        with rows.loop() as (index, row, _):
             start = builder.gep(target, [builder.mul(index, INDEX(m * LANES))])
             rows.scatter(rows.exact(row, factors), start)
         builder.ret_void()
@@ -217,12 +254,12 @@ def _define_store_mask(module, m, weight_bytes):
     with function(module, store_mask, types.int64) as (
         builder, weights, offset, stride, shift, u, v, lane, mask, mask_offset, mask_stride
     ):  # fmt: skip
-        rows = _Rows(builder, m, weight_bytes, weights, offset, stride)
+        rows = Rows(builder, m, weight_bytes, weights, offset, stride)
         factors = rows.factors(shift)
         u_lane, thresholds = rows.duals(u, v, lane)
         target = builder.gep(mask, [mask_offset])
         unsound = cgutils.alloca_once_value(builder, ir.Constant(rows.flags, [0] * m))
-        with rows.loop() as (index, row):
+        with rows.loop() as (index, row, _):
             quantised = rows.quantise(row, factors)
             kept = rows.above(quantised, thresholds, u_lane, index)
             lost = builder.and_(builder.icmp_signed("==", quantised, rows.constant(CAP)), builder.not_(kept))
@@ -237,13 +274,13 @@ def _define_prepare_repair(module, m, weight_bytes):
     with function(module, prepare_repair, types.none) as (
         builder, weights, offset, stride, shift, u, v, lane, noise, exact_shift, *targets
     ):  # fmt: skip
-        rows = _Rows(builder, m, weight_bytes, weights, offset, stride)
+        rows = Rows(builder, m, weight_bytes, weights, offset, stride)
         wide = ir.VectorType(INDEX, m)
         factors, exact_factors = rows.factors(shift), rows.factors(exact_shift, ir.DoubleType())
         u_lane, thresholds = rows.duals(u, v, lane)
         noise = builder.bitcast(noise, ir.IntType(32).as_pointer())
         targets = [builder.bitcast(target, INDEX.as_pointer()) for target in targets]
-        with rows.loop() as (index, row):
+        with rows.loop() as (index, row, _):
             start = builder.mul(index, INDEX(m))
             shaken = builder.add(rows.quantise(row, factors), rows.load(builder.gep(noise, [start]), rows.integers))
             kept = rows.above(shaken, thresholds, u_lane, index)
@@ -260,7 +297,7 @@ def _define_prepare_repair(module, m, weight_bytes):
         builder.ret_void()
 
 
-class _Rows:
+class Rows:
     """The rows of a block as vectors of M entries, in LLVM."""
 
     def __init__(self, builder, m, weight_bytes, weights, offset, stride):
@@ -314,6 +351,24 @@ class _Rows:
             thresholds = builder.insert_element(thresholds, dual, ir.IntType(32)(j))
         return u_lane, thresholds
 
+    def start_duals(self, duals, offset, stride, shift):
+        """Return the duals of a warm start as integers, clamped, and which of them were integers once scaled."""
+        builder = self.builder
+        doubles = ir.VectorType(ir.DoubleType(), self.m)
+        start = builder.gep(builder.bitcast(duals, ir.DoubleType().as_pointer()), [offset])
+        scaled = ir.Constant(doubles, ir.Undefined)
+        for line in range(self.m):
+            dual = builder.load(builder.gep(start, [builder.mul(stride, stride.type(line))]))
+            scaled = builder.insert_element(scaled, dual, ir.IntType(32)(line))
+        for factor in self.factors(shift, ir.DoubleType()):
+            scaled = builder.fmul(scaled, factor)
+        clamped = scaled
+        for order, bound in ((">", LARGEST_DUAL), ("<", -LARGEST_DUAL)):
+            limit = ir.Constant(doubles, [float(bound)] * self.m)
+            clamped = builder.select(builder.fcmp_ordered(order, clamped, limit), limit, clamped)
+        whole = builder.fptosi(clamped, self.integers)
+        return whole, builder.fcmp_ordered("==", builder.sitofp(whole, doubles), scaled)
+
     def above(self, scores, thresholds, u_lane, index):
         dual = self.builder.load(self.builder.gep(u_lane, [self.builder.mul(index, index.type(LANES))]))
         return self.builder.icmp_signed(">", self.builder.sub(scores, thresholds), splat(self.builder, dual, self.m))
@@ -342,9 +397,9 @@ class _Rows:
 
     @contextmanager
     def loop(self):
-        """Loop over the rows; yields the index and the magnitudes."""
+        """Loop over the rows; yields the index, the magnitudes, and what ends the loop."""
         builder = self.builder
         absolute = self.intrinsic("fabs", self.type, self.type)
         with cgutils.for_range(builder, INDEX(self.m)) as loop:
             place = builder.gep(self.start, [builder.mul(loop.index, self.stride)])
-            yield loop.index, builder.call(absolute, [self.load(place, self.type)])
+            yield loop.index, builder.call(absolute, [self.load(place, self.type)]), loop.do_break

@@ -17,7 +17,34 @@ from ._dual_sweep_kernels import LANES, interleave
 from ._lane_kernels import NEVER
 from ._native import BYTES, INDEX, M, function, native, splat
 
-__all__ = ["define_proof_functions", "mark_lanes", "relax_lanes", "store_masks"]
+__all__ = ["NOISE_BITS", "define_proof_functions", "mark_lanes", "perturb_lanes", "relax_lanes", "store_masks"]
+
+
+NOISE_BITS = 20  # of 28: more, and true scores are reordered; fewer, and tied blocks take more sweeps
+LARGEST_EXTRA = 5  # more bits where the scores leave room
+
+
+@native(types.none)
+def perturb_lanes(kernels, scores: np.ndarray, noise: np.ndarray):
+    """Add a perturbation to the scores of all lanes.
+
+    It is the larger the fewer bits the scores of a block need: below a quarter of the least bit in use it hardly
+    changes the order of two masks, and the sweeps, which move by amounts of its size, are the faster.
+
+    Parameters
+    ----------
+    kernels : ndarray of int64
+        The table of the pattern.
+    scores : ndarray of int32, shape (M * M * LANES,)
+        Updated. Aligned to a vector.
+    noise : ndarray of int32, shape (M * M,)
+        Up to 2**NOISE_BITS.
+    """
+    m = int(kernels[M])
+    grid = scores.reshape(m * m, LANES)
+    union = np.bitwise_or.reduce(grid, axis=0)
+    zeros = np.where(union == 0, 32, np.frexp((union & -union).astype(np.float64))[1] - 1)
+    grid += noise[: m * m, None] << np.clip(zeros - NOISE_BITS - 2, 0, LARGEST_EXTRA)
 
 
 @native(types.none)
@@ -117,6 +144,7 @@ def store_masks(
 
 def define_proof_functions(module, n, m, weight_bytes):
     """Generate the functions of this file for a pattern."""
+    _define_perturb_lanes(module, m)
     _define_mark_lanes(module, m)
     _define_relax_lanes(module)
     _define_store_masks(module, m)
@@ -138,6 +166,26 @@ def _load(builder, pointer, place):
 
 def _store(builder, vector, pointer, place):
     builder.store(vector, builder.gep(pointer, [place])).align = 64
+
+
+def _define_perturb_lanes(module, m):
+    with function(module, perturb_lanes, types.none) as (builder, scores, noise):
+        (scores,) = _vectors(builder, NARROW, scores)
+        (noise,) = _vectors(builder, ir.IntType(32), noise)
+        union = cgutils.alloca_once_value(builder, ir.Constant(NARROW, [0] * LANES))
+        with cgutils.for_range(builder, INDEX(m * m)) as entry:
+            builder.store(builder.or_(builder.load(union), _load(builder, scores, entry.index)), union)
+        count_type = ir.FunctionType(NARROW, [NARROW, ir.IntType(1)])
+        count_zeros = cgutils.get_or_insert_function(module, count_type, f"llvm.cttz.v{LANES}i32")
+        zeros = builder.call(count_zeros, [builder.load(union), ir.IntType(1)(0)])
+        extra = builder.sub(zeros, ir.Constant(NARROW, [NOISE_BITS + 2] * LANES))
+        for order, bound in (("<", 0), (">", LARGEST_EXTRA)):
+            limit = ir.Constant(NARROW, [bound] * LANES)
+            extra = builder.select(builder.icmp_signed(order, extra, limit), limit, extra)
+        with cgutils.for_range(builder, INDEX(m * m)) as entry:
+            shifted = builder.shl(splat(builder, builder.load(builder.gep(noise, [entry.index])), LANES), extra)
+            _store(builder, builder.add(_load(builder, scores, entry.index), shifted), scores, entry.index)
+        builder.ret_void()
 
 
 def _define_mark_lanes(module, m):

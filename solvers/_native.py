@@ -1,9 +1,9 @@
 """Machine code for one pattern: vector kernels generated as LLVM IR, and called by compiled kernels through a table.
 
 numba takes seconds to compile a kernel. What depends on the pattern, a few small functions on vectors of a fixed
-length, is generated as LLVM IR instead and compiled in a fraction of a second, and kernels that serve all patterns call
-it by address. Each such function has a twin in Python, which says what it does, and which runs where numba compiles
-nothing.
+length, is generated as LLVM IR instead, compiled in a fraction of a second and kept on disk, and kernels that serve all
+patterns call it by address. Each such function has a twin in Python, which says what it does, and which runs where
+numba compiles nothing.
 
 The table of a pattern is an int64 array: the address of each function at its place in FUNCTIONS, then N, M and the size
 of a weight in bytes, for the twins.
@@ -23,19 +23,22 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import lower_builtin, type_callable
 
+from ._jit import load_code, save_code
+
 __all__ = [
-    "BYTES", "FUNCTIONS", "INDEX", "WEIGHT_BYTES", "M", "N", "compile_table", "function", "native", "splat", "weight_type",
+    "BYTES", "FUNCTIONS", "INDEX", "WEIGHT_BYTES", "M", "N", "compile_table", "function", "native", "splat",
+    "weight_type",
 ]  # fmt: skip
 
 FUNCTIONS = (
-    "half_sweep", "largest_magnitude", "load_lane", "load_exact_lane", "store_mask", "prepare_repair", "relax",
-    "mark_lanes", "relax_lanes", "store_masks", "solve_tile",
+    "half_sweep", "score_shift", "load_lane", "load_duals", "load_exact_lane", "store_mask", "prepare_repair",
+    "relax", "perturb_lanes", "mark_lanes", "relax_lanes", "store_masks", "solve_tile", "confirm_block",
 )  # fmt: skip
 N, M, WEIGHT_BYTES = range(len(FUNCTIONS), len(FUNCTIONS) + 3)
 
 INDEX = ir.IntType(64)
 BYTES = ir.IntType(8).as_pointer()
-RESULTS = {types.int64: INDEX, types.float64: ir.DoubleType(), types.none: ir.VoidType()}
+RESULTS = {types.int64: INDEX, types.none: ir.VoidType()}
 
 
 def native(result):
@@ -82,7 +85,7 @@ def function(module, twin, result):
     """
     parameters = list(inspect.signature(twin).parameters.values())[1:]
     kinds = [BYTES if parameter.annotation == "np.ndarray" else INDEX for parameter in parameters]
-    defined = ir.Function(module, ir.FunctionType(RESULTS[result], kinds), twin.__name__)
+    defined = ir.Function(module, ir.FunctionType(RESULTS[result], kinds), f"{module.name}.{twin.__name__}")
     yield ir.IRBuilder(defined.append_basic_block()), *defined.args
 
 
@@ -117,15 +120,21 @@ def compile_table(n, m, weight_bytes, definitions):
     table = np.zeros(len(FUNCTIONS) + 3, np.int64)
     table[[N, M, WEIGHT_BYTES]] = n, m, weight_bytes
     if not config.DISABLE_JIT:
-        library = cpu_target.target_context.codegen().create_library("transmask")
-        module = library.create_ir_module("transmask")
-        for define in definitions:
-            define(module, n, m, weight_bytes)
-        library.add_ir_module(module)
-        library.finalize()
-        for defined in module.functions:
-            if not defined.is_declaration:
-                table[FUNCTIONS.index(defined.name)] = library.get_pointer_to_function(defined.name)
+        name = f"transmask-{n}-{m}-{weight_bytes}"  # symbols of different patterns must differ
+        codegen = cpu_target.target_context.codegen()
+        stored = load_code(name, codegen.magic_tuple())
+        if stored is None:
+            library = codegen.create_library(name)
+            library.enable_object_caching()
+            module = library.create_ir_module(name)
+            for define in definitions:
+                define(module, n, m, weight_bytes)
+            library.add_ir_module(module)
+            library.finalize()
+            save_code(name, codegen.magic_tuple(), library.serialize_using_object_code())
+        else:
+            library = codegen.unserialize_library(stored)
+        table[: len(FUNCTIONS)] = [library.get_pointer_to_function(f"{name}.{twin}") for twin in FUNCTIONS]
         _LIBRARIES.append(library)
     return table
 

@@ -30,7 +30,7 @@ import numpy as np
 
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL, half_sweep
 from ._jit import kernel
-from ._lane_kernels import SCORE_BITS, largest_magnitude, load_lane, prepare_repair, scale_shift, store_mask
+from ._lane_kernels import SCORE_BITS, load_duals, load_lane, prepare_repair, score_shift, store_mask
 from ._repair_kernels import REPAIR_BITS, repair_block, repair_workspace
 
 __all__ = ["solve_span"]
@@ -171,8 +171,7 @@ def _expired(lanes, busy, half_sweeps, limit):
 def place_block(kernels, weights, layout, block, row, lanes, lane):
     """Give a block to a lane: where it lies, and how its scores are scaled; `row` as for `find_block`."""
     find_block(layout, block, row, lanes, lane)
-    largest = largest_magnitude(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3])
-    lanes[SHIFT, lane] = scale_shift(largest, SCORE_BITS)
+    lanes[SHIFT, lane] = score_shift(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3])
 
 
 @kernel
@@ -205,17 +204,11 @@ def load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, flo
     load_lane(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane)
     lanes[STAGE, lane] = PLAIN
     floors[lane] = -LARGEST_DUAL
-    m = layout[0, 3]
     if warm:
-        first, second = powers(lanes[SHIFT, lane])
-        largest = float(LARGEST_DUAL)
-        for j in range(m):
-            scaled = u_flat[lanes[U_AT, lane] + j * layout[3, 3]] * first * second
-            u[j * LANES + lane] = np.int32(min(max(scaled, -largest), largest))
-            scaled = v_flat[lanes[V_AT, lane] + j * layout[4, 3]] * first * second
-            v[j * LANES + lane] = np.int32(min(max(scaled, -largest), largest))
+        load_duals(kernels, u_flat, lanes[U_AT, lane], layout[3, 3], lanes[SHIFT, lane], u, lane)
+        load_duals(kernels, v_flat, lanes[V_AT, lane], layout[4, 3], lanes[SHIFT, lane], v, lane)
     else:
-        for j in range(m):
+        for j in range(layout[0, 3]):
             u[j * LANES + lane] = 0
             v[j * LANES + lane] = 0
 
@@ -310,8 +303,7 @@ def _repair(kernels, weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, 
     m, n = layout[0, 3], layout[0, 2]
     exact, flow, repair_u, repair_v, work = workspace
     start, stride, shift = lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane]
-    largest = largest_magnitude(kernels, weights, start, stride)
-    exact_shift = scale_shift(largest, REPAIR_BITS)
+    exact_shift = score_shift(kernels, weights, start, stride) + REPAIR_BITS - SCORE_BITS
     lane_noise = noise[: m * m] if lanes[STAGE, lane] == PERTURBED else noise[m * m :]
     prepare_repair(
         kernels, weights, start, stride, shift, u, v, lane, lane_noise, exact_shift, exact, flow, work[0], work[1]

@@ -1,11 +1,8 @@
 """Blocks of M <= 8 that the tiles leave, LANES at a time: perturb, sweep, and prove the mask on the true scores.
 
 A block whose scores tie is never settled by the sweeps. A small perturbation, fixed for each position, makes its
-optimum unique. The perturbed blocks are swept until they settle, and Bellman-Ford on the true scores tells which of
-their masks are optimal without the perturbation as well. Those that are not go on one by one in `solve_span`.
-
-The perturbation is the larger the fewer bits the scores of a block need: below a quarter of the least bit in use it
-hardly changes the order of two masks, and the sweeps, which move by amounts of its size, are the faster.
+optimum unique. The perturbed blocks are swept until they settle, and Bellman-Ford on the true scores either finds duals
+that prove a mask, or a cycle along which an exchange improves it. The few that do not settle start from a fixed mask.
 """
 
 # mypy: ignore-errors
@@ -17,7 +14,7 @@ import numpy as np
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL, half_sweep
 from ._jit import kernel
 from ._lane_kernels import NEVER, SCORE_BITS, load_exact_lane, load_lane
-from ._lane_proof_kernels import mark_lanes, relax_lanes, store_masks
+from ._lane_proof_kernels import mark_lanes, perturb_lanes, relax_lanes, store_masks
 from ._primal_dual_kernels import (
     ALL_LANES,
     MASK_AT,
@@ -33,41 +30,29 @@ from ._repair_kernels import REPAIR_BITS
 
 __all__ = ["settle_ties"]
 
-NOISE_BITS = 20  # of 28: more, and true scores are reordered; fewer, and tied blocks take more sweeps
-LARGEST_EXTRA = 5  # more bits where the scores leave room
 QUICK_ROUNDS = 2  # of Bellman-Ford, after which cycles are looked for
-LARGEST_ROUNDS = 64
 
 
 @kernel
 def settle_ties(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, exact_scratch, noise, at_most, limit):
-    """Solve what can be solved of the blocks `todo` by a perturbation, and move those that are left to its front.
+    """Solve the blocks `todo`.
 
     Parameters
     ----------
-    kernels, weights, mask, u_flat, v_flat, layout, scratch, noise, at_most
+    kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, noise, at_most
         As for `solve_span`.
-    todo : ndarray of int64, shape (count,)
-        Numbers of blocks. Its front is overwritten.
     exact_scratch : ndarray of int64, shape ((3 * M + 7) * (M + 1) * LANES,), aligned to 64 bytes
     limit : int
         Sweeps at most.
-
-    Returns
-    -------
-    int
-        How many blocks are left.
     """
     n, m = layout[0, 2], layout[0, 3]
     entries, lines = m * m * LANES, m * LANES
     scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
     middles, floors = scratch[entries + 2 * lines : entries + 3 * lines], scratch[entries + 3 * lines :]
     proof = _proof_arrays(exact_scratch, m, m + 1 if at_most else m)
-    noise_of_lanes = np.repeat(noise[: m * m], LANES)
     lanes = np.zeros((7, LANES), np.int64)
     exact_shifts = np.zeros(LANES, np.int64)
     row = np.zeros(3, np.int64)
-    left = 0
     for first in range(0, len(todo), LANES):
         taken = min(LANES, len(todo) - first)
         for lane in range(LANES):
@@ -83,32 +68,14 @@ def settle_ties(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, e
         for lane in range(LANES):
             if low >> lane & 1 and zoom_block(middles, v, lanes, lane, m):
                 load_lane(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane)
-        _perturb(scores, noise_of_lanes)
-        settled = _sweep(kernels, scores, u, v, middles, floors, m, limit) & ((1 << taken) - 1)
-        proven = _prove(kernels, scores, u, middles, proof, n, m, at_most, settled)
-        store_masks(kernels, proof[1], len(proof[3]) // LANES, mask, lanes[MASK_AT], layout[2, 3], proven)
+        perturb_lanes(kernels, scores, noise)
+        settled = _sweep(kernels, scores, u, v, middles, floors, m, limit)
+        _prove(kernels, scores, u, middles, proof, n, m, at_most, settled)
+        which = (1 << taken) - 1
+        store_masks(kernels, proof[1], len(proof[3]) // LANES, mask, lanes[MASK_AT], layout[2, 3], which)
         if u_flat.size:
-            _store_duals(u_flat, v_flat, layout, proof[3], proof[4], exact_shifts, lanes, proven, at_most)
-        for lane in range(taken):
-            todo[left] = todo[first + lane]
-            left += 1 - (proven >> lane & 1)
-    return left
-
-
-@kernel
-def _perturb(scores, noise):
-    """Add the perturbation, scaled by the least bit that the scores of a lane use."""
-    union = np.zeros(LANES, np.int32)
-    for start in range(0, len(scores), LANES):
-        for lane in range(LANES):
-            union[lane] |= scores[start + lane]
-    extra = np.zeros(LANES, np.int32)
-    for bits in range(1, LARGEST_EXTRA + 1):
-        for lane in range(LANES):
-            extra[lane] += union[lane] & ((1 << (NOISE_BITS + 2 + bits)) - 1) == 0
-    for start in range(0, len(scores), LANES):
-        for lane in range(LANES):
-            scores[start + lane] += noise[start + lane] << extra[lane]
+            for lane in range(taken):
+                _store_duals(u_flat, v_flat, layout, proof[3], proof[4], exact_shifts[lane], lanes, lane, at_most)
 
 
 @kernel
@@ -141,27 +108,35 @@ def _proof_arrays(memory, m, size):
 
 @kernel
 def _prove(kernels, scores, u, v, proof, n, m, at_most, settled):
-    """Make the masks of settled lanes optimal, and find duals that prove it; return the lanes where that was done."""
+    """Make the masks of all lanes optimal, and find duals that prove it."""
     exact, removable, addable, exact_u, exact_v, row_from, column_from = proof
     size = m + 1 if at_most else m
     mark_lanes(kernels, scores, u, v, exact, removable, addable, size)
-    if at_most:
-        for lane in range(LANES):
+    for lane in range(LANES):
+        if not settled >> lane & 1:
+            _mark_fixed(exact, removable, addable, n, m, size, lane)
+        if at_most:
             _set_dummies(removable, addable, n, m, lane)
     exact_u[:] = 2 * NEVER
     exact_v[:] = 0
     row_from[:] = -1
     column_from[:] = -1
-    unproven = settled
-    for round_ in range(LARGEST_ROUNDS):
+    unproven, rounds = ALL_LANES, 0
+    while unproven:
         unproven &= relax_lanes(kernels, removable, addable, exact_u, exact_v, row_from, column_from, size)
-        if unproven == 0:
-            break
-        if round_ >= QUICK_ROUNDS:
-            for lane in range(LANES):
-                if unproven >> lane & 1:
-                    _cancel_cycle(exact, removable, addable, row_from, column_from, n, m, at_most, lane)
-    return settled & ~unproven
+        rounds += 1
+        for lane in range(LANES if rounds > QUICK_ROUNDS else 0):
+            if unproven >> lane & 1:
+                _cancel_cycle(exact, removable, addable, row_from, column_from, n, m, at_most, lane)
+
+
+@kernel
+def _mark_fixed(exact, removable, addable, n, m, size, lane):
+    """Mark a mask of a lane that keeps N in every line, whatever the scores."""
+    for i in range(m):
+        for j in range(m):
+            place, score, kept = (i * size + j) * LANES + lane, exact[(i * m + j) * LANES + lane], (i + j) % m < n
+            removable[place], addable[place] = score if kept else NEVER, -NEVER if kept else score
 
 
 @kernel
@@ -222,14 +197,11 @@ def _set_dummies(removable, addable, n, m, lane):
 
 
 @kernel
-def _store_duals(u_flat, v_flat, layout, u, v, shifts, lanes, which, at_most):
-    """Write the duals of some lanes, so shifted that those of the dummies are 0."""
+def _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, at_most):
+    """Write the duals of a lane, so shifted that those of the dummies are 0."""
     m = layout[0, 3]
-    for lane in range(LANES):
-        if not which >> lane & 1:
-            continue
-        centre = u[m * LANES + lane] if at_most else 0
-        first, second = powers(-shifts[lane])
-        for j in range(m):
-            u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = (u[j * LANES + lane] - centre) * first * second
-            v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = (v[j * LANES + lane] + centre) * first * second
+    centre = u[m * LANES + lane] if at_most else 0
+    first, second = powers(-shift)
+    for j in range(m):
+        u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = (u[j * LANES + lane] - centre) * first * second
+        v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = (v[j * LANES + lane] + centre) * first * second

@@ -67,7 +67,8 @@ def solve_tiles(kernels, weights, mask, u_flat, v_flat, layout, first, last, at_
     spare = _spare_tile(m)
     starts, row = np.zeros((4, LANES), np.int64), np.zeros(3, np.int64)
     waiting = np.zeros(LANES, np.int64)
-    block, count, waits = first, 0, 0
+    block = first
+    count = waits = last - last  # numba would compile what they are passed to once more for a literal 0
     while block < last:
         find_block(layout, block, row, starts, waits)
         if not side_by_side or row[0] + layout[0, 1] - block < LANES or last - block < LANES:
@@ -198,7 +199,8 @@ def define_solve_tile(module, n, m, weight_bytes):
     if m > LARGEST_TILE_M:
         return
     with function(module, solve_tile, types.int64) as (
-        builder, weights, offset, stride, mask, mask_offset, mask_stride, u, u_offset, u_stride, v, v_offset, duals, at_most
+        builder, weights, offset, stride, mask, mask_offset, mask_stride, u, u_offset, u_stride, v, v_offset,
+        duals, at_most,
     ):  # fmt: skip
         tile = _Tile(builder, n, m, weight_type(weight_bytes))
         exponent = tile.load(builder.gep(builder.bitcast(weights, tile.element.as_pointer()), [offset]), stride)

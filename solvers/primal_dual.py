@@ -3,29 +3,34 @@
 Method
     The bound of the dual is minimised over the row duals and the column duals in turn, sixteen blocks at a time, on
     scores rounded to 28-bit integers (`_dual_sweep_kernels`). When thresholding at the duals keeps exactly N in every
-    row and in every column, the mask is optimal by complementary slackness (`_primal_dual_kernels`, phase 1; up to
-    M = 8, `_tile_kernels` comes first). Blocks whose scores tie are perturbed and settled by Bellman-Ford and cycle
-    cancelling, and the few blocks that the sweeps leave by successive shortest paths, both on 51-bit integers
-    (`_repair_kernels`, phase 2).
+    row and in every column, the mask is optimal by complementary slackness.
+
+    Up to M = 8, sixteen blocks that stand side by side are loaded, solved and stored as whole vectors
+    (`_tile_kernels`). Those that are left are perturbed, so that ties have one optimum, swept until they settle, and
+    proven or improved by Bellman-Ford and cycle cancelling on 51-bit integers, sixteen at a time (`_tie_kernels`).
+
+    For larger M a lane is refilled as soon as its block is done (`_primal_dual_kernels`, phase 1). Blocks whose scores
+    tie are perturbed; those, and the few that the sweeps leave, are proven or improved one by one by Bellman-Ford,
+    cycle cancelling and successive shortest paths on 51-bit integers (`_repair_kernels`, phase 2).
 Guarantee
-    Exact, whatever phase 1 did: a block is finished only with duals that prove its mask, up to the rounding of scores
-    to 2**-51 of the largest of their block.
+    Exact, whatever the sweeps did: a block is finished only with duals that prove its mask, up to the rounding of
+    scores to 2**-51 of the largest of their block.
 Ties
     Where the optimum is unique it is found. Among several optimal masks of a block, which one is a function of the
     scores of this block, the pattern and the constraint alone, the same for any number of threads, any batch and any
     machine: tied blocks are perturbed by a fixed pseudo-random number for each position.
+Warm start
+    Duals of a former result are tried where the block stands; if they prove a mask, it is written in one pass
+    (`_start_kernels`). Otherwise the sweeps start from them. Up to M = 8 solving takes less time than trying, and a
+    warm start is a cold one.
 Cost
     About 4, 8, 13 and 22 half sweeps for a Gaussian block of 2:4, 4:8, 8:16 and 16:32, each 2 M minima and maxima times
     the size of a selection network (8, 28, 92, 284) for sixteen blocks. Besides those the scores are read twice and
     written once into the lanes, and the mask is written; nothing else is allocated but the scratch of a thread, less
     than 0.3 MB.
-    Blocks whose scores tie go through phase 2 one by one: up to 4 times the time of Gaussian blocks at 8:16 and 16:32,
-    but 7 to 20 times at 4:8 and 2:4, where Gaussian blocks are solved side by side. Rank-one scores under "at_most"
-    take up to 9 times, scores over 60 decades up to 30 times as long (docs/benchmark.json). A warm start saves a third
-    at 8:16: what is left is loading the scores and storing mask and duals.
+    Blocks whose scores tie take up to 5 times as long, with exceptions; docs/benchmark.json has the figures.
 When not to use it
-    Blocks of more than 64 rows, for which no networks are generated. The first call ever compiles for some seconds;
-    what depends on the pattern takes 0.1 to 0.5 s in every process.
+    Blocks of more than 64 rows, for which no networks are generated. The first call ever compiles for some seconds.
 
 References
 ----------
@@ -49,16 +54,17 @@ from . import TABLE
 from ._base import Solver
 from ._dual_sweep_kernels import LANES, define_half_sweep
 from ._lane_kernels import define_lane_functions
-from ._lane_proof_kernels import define_proof_functions
+from ._lane_proof_kernels import NOISE_BITS, define_proof_functions
 from ._native import compile_table
 from ._primal_dual_kernels import solve_span
 from ._relax_kernels import define_relax
+from ._start_kernels import confirm_start, define_confirm_block
 from ._tie_kernels import settle_ties
 from ._tile_kernels import LARGEST_TILE_M, define_solve_tile, solve_tiles
 
 __all__ = ["PrimalDual"]
 
-NOISE_BITS = 20  # of 28: more, and true scores are reordered; fewer, and tied blocks take more sweeps
+SWEEPS_A_LINE = 3  # of a perturbed block; fewer than 1 in 100 do not settle
 CHUNK_ENTRIES = 1 << 17  # blocks that must be copied are copied 1 MB at a time
 SPANS_A_THREAD = 3  # lanes run empty at the end of a span, but threads may not be equally fast
 LARGEST_SPAN = 1 << 15  # blocks; their numbers take 0.25 MB
@@ -138,29 +144,31 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
     kernels = pattern_kernels(n, m, blocks.weights.itemsize)
     at_most = blocks.constraint == "at_most"
 
-    tiles = m <= LARGEST_TILE_M
-
-    def solve_blocks(first: int) -> None:
+    def solve_small(first: int) -> None:
         last = min(first + span, blocks.count)
-        todo = np.arange(first, last)
-        if tiles:
-            todo = todo[: solve_tiles(kernels, *flat, layout, first, last, at_most, todo)]
+        todo = np.empty(last - first, np.int64)
+        todo = todo[: solve_tiles(kernels, *flat, layout, first, last, at_most, todo)]
+        if todo.size:
             exact = _aligned((3 * m + 7) * (m + 1) * LANES, np.int64)
-            todo = todo[: settle_ties(kernels, *flat, layout, todo, _scratch(m), exact, _noise(m), at_most, 3 * m)]
-        solve_span(
-            kernels, *flat, layout, todo, _scratch(m), _noise(m), at_most, warm and not tiles, half_sweep_limit(m)
-        )
+            settle_ties(kernels, *flat, layout, todo, _scratch(m), exact, _noise(m), at_most, SWEEPS_A_LINE * m)
+
+    def solve_large(first: int) -> None:
+        todo = np.arange(first, min(first + span, blocks.count))
+        if warm:
+            todo = todo[: confirm_start(kernels, *flat, layout, todo, at_most)]
+        if todo.size:
+            solve_span(kernels, *flat, layout, todo, _scratch(m), _noise(m), at_most, warm, half_sweep_limit(m))
 
     span = _span(blocks.count, threads)
-    run_parallel(solve_blocks, range(0, max(1, blocks.count), span), threads)
+    solve = solve_small if m <= LARGEST_TILE_M else solve_large
+    run_parallel(solve, range(0, blocks.count, span), threads)
 
 
 @cache
 def pattern_kernels(n: int, m: int, weight_bytes: int) -> NDArray[np.int64]:
     """Return the table of the functions that are generated for a pattern; see `_native`."""
-    definitions = [
-        define_half_sweep, define_lane_functions, define_relax, define_proof_functions, define_solve_tile,
-    ]  # fmt: skip
+    small, large = [define_solve_tile, define_proof_functions], [define_relax, define_confirm_block]
+    definitions = [define_half_sweep, define_lane_functions, *(small if m <= LARGEST_TILE_M else large)]
     table: NDArray[np.int64] = compile_table(n, m, weight_bytes, definitions)
     return table
 

@@ -10,31 +10,40 @@ import itertools
 import os
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import numba
 import numpy as np
 import pytest
 
+import transmask as tm
 from transmask.solvers._dual_sweep_kernels import LANES, LARGEST_DUAL, half_sweep
 from transmask.solvers._lane_kernels import (
     CAP,
     NEVER,
     SCORE_BITS,
-    largest_magnitude,
+    load_duals,
+    load_exact_lane,
     load_lane,
     prepare_repair,
-    scale_shift,
+    score_shift,
     store_mask,
 )
+from transmask.solvers._lane_proof_kernels import NOISE_BITS, mark_lanes, perturb_lanes, relax_lanes, store_masks
 from transmask.solvers._native import FUNCTIONS
 from transmask.solvers._relax_kernels import relax
+from transmask.solvers._repair_kernels import REPAIR_BITS
 from transmask.solvers._selection_network import selection_network
+from transmask.solvers._start_kernels import confirm_block
+from transmask.solvers._tie_kernels import _column_on_cycle
 from transmask.solvers._tile_kernels import LARGEST_TILE_M, solve_tile
-from transmask.solvers.primal_dual import pattern_kernels
+from transmask.solvers.primal_dual import PrimalDual, pattern_kernels
 
 compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 PATTERNS = [(1, 2), (2, 4), (3, 5), (4, 8), (8, 16), (7, 33)]
+SMALL = [(1, 2), (2, 3), (2, 4), (3, 5), (1, 7), (LARGEST_TILE_M // 2, LARGEST_TILE_M)]
+LARGE = [(1, LARGEST_TILE_M + 1), (8, 16), (7, 33)]
 DTYPES = [np.float32, np.float64]
 
 
@@ -42,10 +51,9 @@ def call_native(table, twin, *arguments):
     """Call the machine code that `twin` stands for; arrays by the address of their first entry, the rest as int64."""
     address = int(table[FUNCTIONS.index(twin.__name__)])
     assert address != 0
-    result = ctypes.c_double if twin is largest_magnitude else ctypes.c_int64
     kinds = [ctypes.c_void_p if isinstance(argument, np.ndarray) else ctypes.c_int64 for argument in arguments]
     values = [argument.ctypes.data if isinstance(argument, np.ndarray) else int(argument) for argument in arguments]
-    return ctypes.CFUNCTYPE(result, *kinds)(address)(*values)
+    return ctypes.CFUNCTYPE(ctypes.c_int64, *kinds)(address)(*values)
 
 
 def aligned(array):
@@ -64,6 +72,8 @@ def assert_twins_agree(n, m, dtype, twin, *arguments):
     expected, found = twin(table, *theirs), call_native(table, twin, *ours)
     for name, mine, other in zip(list(inspect.signature(twin).parameters)[1:], ours, theirs, strict=True):
         if isinstance(mine, np.ndarray):
+            # The duals of zeros, which a tile leaves, may be -0.0
+            mine, other = (array + 0.0 if array.dtype.kind == "f" else array for array in (mine, other))
             assert mine.tobytes() == other.tobytes(), name
     assert expected is None or found == expected
     return theirs, expected
@@ -190,20 +200,24 @@ def test_half_sweep_by_its_definition(n, m, kind):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 def test_moving_a_block_into_a_lane_and_out(n, m, dtype, weights):
-    """largest_magnitude, scale_shift, load_lane, store_mask and prepare_repair, in the order they are called."""
+    """score_shift, load_lane, load_exact_lane, store_mask and prepare_repair."""
     rng = np.random.default_rng(m)
     for _ in range(10):
         stride, offset, lane = m + int(rng.integers(0, 4)), int(rng.integers(0, 9)), int(rng.integers(0, LANES))
         memory = weights(rng, dtype, offset + m * stride + 7)
         where = memory.view(np.uint8), offset, stride
-        _, largest = assert_twins_agree(n, m, dtype, largest_magnitude, *where)
-        shift = scale_shift(largest, SCORE_BITS) + int(rng.choice([0, 0, 1, 24]))  # as it is when zoomed
+        _, least_shift = assert_twins_agree(n, m, dtype, score_shift, *where)
+        shift = least_shift + int(rng.choice([0, 0, 1, 24]))  # as it is when zoomed
         scores = rng.integers(-9, 9, m * m * LANES).astype(np.int32)
         with np.errstate(over="ignore"):  # what overflows is beyond the cap
             left, _ = assert_twins_agree(n, m, dtype, load_lane, *where, shift, scores, lane)
             loaded = left[4].reshape(m, m, LANES)[:, :, lane]
             others = np.arange(LANES) != lane
             assert np.array_equal(left[4].reshape(-1, LANES)[:, others], scores.reshape(-1, LANES)[:, others])
+            exact = rng.integers(-9, 9, m * m * LANES)
+            exact_shift = least_shift + REPAIR_BITS - SCORE_BITS
+            left, _ = assert_twins_agree(n, m, dtype, load_exact_lane, *where, exact_shift, exact, lane)
+            assert np.array_equal(left[4].reshape(-1, LANES)[:, others], exact.reshape(-1, LANES)[:, others])
             u, v = rng.integers(-5, 6, (2, m * LANES)).astype(np.int32)
             v[lane::LANES] += loaded[0]
             mask_stride, mask_offset = m + int(rng.integers(0, 5)), int(rng.integers(0, 9))
@@ -212,7 +226,7 @@ def test_moving_a_block_into_a_lane_and_out(n, m, dtype, weights):
             assert_twins_agree(n, m, dtype, store_mask, *lanes, mask, mask_offset, mask_stride)
             grids = [np.full((m + 1, m + 1), -5) for _ in range(4)]
             noise = rng.integers(0, 1 << 20, m * m).astype(np.int32)
-            repair = noise, scale_shift(largest, 50), *grids
+            repair = noise, exact_shift, *grids
             assert_twins_agree(n, m, dtype, prepare_repair, *lanes, *repair)
 
 
@@ -225,32 +239,55 @@ def test_scores_in_a_lane_are_rounded_up(dtype, weights):
     table = pattern_kernels(n, m, np.dtype(dtype).itemsize)
     for _ in range(20):
         memory = weights(rng, dtype, m * m)
-        largest = largest_magnitude(table, memory.view(np.uint8), 0, m)
-        assert largest == np.abs(memory).max()
-        shift = scale_shift(largest, SCORE_BITS)
-        assert largest == 0 or CAP // 2 <= np.ldexp(np.float64(largest), shift) < CAP
-        scores = np.zeros(m * m * LANES, np.int32)
-        load_lane(table, memory.view(np.uint8), 0, m, shift, scores, 3)
-        for score, q in zip(memory.tolist(), scores[3::LANES].tolist(), strict=True):
-            numerator, denominator = abs(score).as_integer_ratio()
-            numerator, denominator = numerator << max(shift, 0), denominator << max(-shift, 0)
-            assert numerator <= q * denominator or numerator << 140 < denominator
-            assert (q - 1) * denominator < numerator or q == numerator == 0
-
-
-@pytest.mark.parametrize("exponent", [-1074, -1073, -1023, -1022, -150, -126, 0, 1, 127, 996])
-def test_scale_shift_at_the_ends_of_the_range(exponent):
-    for largest in (np.ldexp(1.0, exponent), np.nextafter(np.ldexp(1.0, exponent + 1), 0)):
-        for bits in (SCORE_BITS, 50):
-            shift = int(scale_shift(float(largest), bits))
-            mantissa, power = np.frexp(largest)
-            assert 0.5 <= mantissa < 1
-            assert power + shift == bits
-    assert scale_shift(0.0, SCORE_BITS) == 0
+        largest = np.abs(memory).max()
+        least_shift = score_shift(table, memory.view(np.uint8), 0, m)
+        for load, bits, integer in ((load_lane, SCORE_BITS, np.int32), (load_exact_lane, REPAIR_BITS, np.int64)):
+            shift = least_shift + bits - SCORE_BITS
+            assert largest == 0 or 1 << (bits - 1) <= np.ldexp(np.float64(largest), shift) < 1 << bits
+            scores = np.zeros(m * m * LANES, integer)
+            load(table, memory.view(np.uint8), 0, m, shift, scores, 3)
+            for score, q in zip(memory.tolist(), scores[3::LANES].tolist(), strict=True):
+                numerator, denominator = abs(score).as_integer_ratio()
+                numerator, denominator = numerator << max(shift, 0), denominator << max(-shift, 0)
+                assert numerator <= q * denominator or numerator << 140 < denominator
+                assert (q - 1) * denominator < numerator or q == numerator == 0
 
 
 @compiled
-@pytest.mark.parametrize(("n", "m"), PATTERNS)
+@pytest.mark.parametrize("exponent", [-1074, -1073, -1023, -1022, -1001, -1000, -150, -149, -126, 0, 1, 127, 996])
+def test_the_shift_of_scores_at_the_ends_of_the_range(exponent):
+    for largest in (np.ldexp(1.0, exponent), np.nextafter(np.ldexp(1.0, exponent + 1), 0)):
+        for dtype in DTYPES if -149 <= exponent <= 127 else [np.float64]:
+            weights = np.array([0, -min(largest, float(np.finfo(dtype).max)), 0, 0], dtype)
+            _, shift = assert_twins_agree(1, 2, dtype, score_shift, weights.view(np.uint8), 0, 2)
+            mantissa, power = np.frexp(np.abs(weights.astype(np.float64)).max())
+            assert 0.5 <= mantissa < 1
+            assert power + shift == SCORE_BITS
+    assert assert_twins_agree(1, 2, np.float64, score_shift, np.zeros(32, np.uint8), 0, 2)[1] == 0
+
+
+@compiled
+@pytest.mark.parametrize(("n", "m"), SMALL)
+def test_perturbing_lanes(n, m):
+    """Each position by its noise times a power of two, the same in a lane, which grows as low bits are free."""
+    rng = np.random.default_rng(m)
+    noise = rng.integers(1, (1 << NOISE_BITS) + 1, m * m).astype(np.int32)
+    extras = set()
+    for free in (0, 1, 20, *range(22, 29)):
+        scores = (rng.integers(0, (CAP >> free) + 1, (m * m, LANES)) << free).astype(np.int32)
+        scores[:, 2] = 0
+        left, _ = assert_twins_agree(n, m, np.float64, perturb_lanes, scores.ravel(), noise)
+        factors, rest = np.divmod(left[0].reshape(m * m, LANES) - scores, noise[:, None])
+        assert (rest == 0).all()
+        assert (factors == factors[0]).all()
+        assert (factors[0] >= 1 << min(max(free - NOISE_BITS - 2, 0), 5)).all()
+        assert factors[0, 2] == 32  # zeros leave all bits free
+        extras |= set(factors[0].tolist())
+    assert extras == {1, 2, 4, 8, 16, 32}
+
+
+@compiled
+@pytest.mark.parametrize(("n", "m"), LARGE)
 def test_relax(n, m):
     rng = np.random.default_rng(m)
     answers = set()
@@ -271,65 +308,335 @@ def test_relax(n, m):
     assert answers == {0, 1}
 
 
+def arcs(rng, size, kind):
+    """Removable and addable (E, E, LANES) as some mask leaves them, an optimal one in half of the "planted" lanes."""
+    shape = size, size, LANES
+    scores = rng.integers(0, 1 << (2 if kind == "ties" else 51), shape)
+    kept = rng.random(shape) < rng.random(LANES)
+    if kind == "decades":
+        scores >>= rng.integers(0, 51, shape)
+    if kind == "planted":
+        u, v = rng.integers(0, 1 << int(rng.integers(1, 50)), (2, size, LANES))
+        kept[..., :8] = (scores > u[:, None] + v)[..., :8]
+    return np.where(kept, scores, NEVER), np.where(kept, -NEVER, scores)
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["random", "ties", "extreme", "near"])
+@pytest.mark.parametrize(("n", "m"), SMALL)
+def test_marking_lanes(n, m, kind):
+    """The twins, and the twin against loops: an entry is kept where its score exceeds u + v, not where it equals it."""
+    rng = np.random.default_rng(m)
+    equal = 0
+    for size in (m, m + 1) * 3:
+        scores, duals = half_sweep_inputs(rng, m, kind)
+        if kind == "near":
+            duals[1, 0] = scores[0, 0] - duals[0, 0]
+        exact = rng.integers(0, 1 << 51, (m, m, LANES))
+        arrays = [np.full((size, size, LANES), sentinel) for sentinel in (5, -5)]
+        inputs = scores.ravel(), duals[1].ravel(), duals[0].ravel(), exact.ravel(), *(a.ravel() for a in arrays), size
+        left, _ = assert_twins_agree(n, m, np.float64, mark_lanes, *inputs)
+        removable, addable = (array.reshape(size, size, LANES) for array in left[4:6])
+        for i, j, lane in itertools.product(range(size), range(size), range(LANES)):
+            found = int(removable[i, j, lane]), int(addable[i, j, lane])
+            if max(i, j) == m:
+                assert found == (5, -5)
+                continue
+            over = int(scores[i, j, lane]) - int(duals[1, i, lane]) - int(duals[0, j, lane])
+            score = int(exact[i, j, lane])
+            assert found == ((score, -NEVER) if over > 0 else (NEVER, score))
+            equal += over == 0
+    assert equal or kind in ("random", "extreme")
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["planted", "ties", "decades"])
+@pytest.mark.parametrize(("n", "m"), SMALL)
+def test_relaxing_lanes(n, m, kind):
+    """The twins, round after round, and both against `relax` on each block and the arcs it would have followed."""
+    rng = np.random.default_rng(m)
+    answers = set()
+    for size in (m, m + 1) * 2:
+        removable, addable = arcs(rng, size, kind)
+        u, v = np.full((size, LANES), 2 * NEVER), np.zeros((size, LANES), np.int64)
+        row_from, column_from = np.full((2, size, LANES), -1)
+        for _ in range(6):
+            arrays = removable, addable, u, v, row_from, column_from
+            left, changed = assert_twins_agree(n, m, np.float64, relax_lanes, *(a.ravel() for a in arrays), size)
+            new_u, new_v, new_row_from, new_column_from = (array.reshape(size, LANES) for array in left[2:6])
+            for lane in range(LANES):
+                block_u, block_v = u[:, lane].copy(), v[:, lane].copy()
+                answer = relax(None, removable[:, :, lane], addable[:, :, lane], block_u, block_v)
+                assert np.array_equal(new_u[:, lane], block_u)
+                assert np.array_equal(new_v[:, lane], block_v)
+                assert changed >> lane & 1 == answer
+                answers.add(answer)
+            lines, lanes = np.indices((size, LANES))
+            follows_u = removable[lines, new_row_from, lanes] - v[new_row_from, lanes]
+            follows_v = addable[new_column_from, lines, lanes] - new_u[new_column_from, lanes]
+            for new, old, origin, before, follows in (
+                (new_u, u, new_row_from, row_from, follows_u),
+                (new_v, v, new_column_from, column_from, follows_v),
+            ):
+                assert np.array_equal(new[new != old], follows[new != old])
+                assert np.array_equal(origin[new == old], before[new == old])
+            u, v, row_from, column_from = new_u, new_v, new_row_from, new_column_from
+    assert answers >= ({0, 1} if kind == "planted" else {1})
+
+
+@pytest.mark.parametrize("m", [2, 3, 5, 9])
+def test_a_column_on_a_cycle_is_found_if_there_is_one(m):
+    """Against following the predecessors of each column for as many steps as there are columns."""
+    rng = np.random.default_rng(m)
+    seen = set()
+    for _ in range(300):
+        row_from, column_from = rng.integers(-1, m, (2, m, LANES))
+        row_from[rng.random((m, LANES)) < rng.random()] = -1
+        before = [column_from[:, 3], row_from[:, 3]]
+        on_cycle = set()
+        for start in range(m):
+            places = [start]
+            for step in range(2 * m):
+                places.append(before[step % 2][places[-1]] if places[-1] >= 0 else -1)
+            if start in places[2::2]:
+                on_cycle.add(start)
+        found = int(_column_on_cycle(row_from.ravel(), column_from.ravel(), m, 3))
+        assert found in on_cycle if on_cycle else found == -1
+        seen.add(bool(on_cycle))
+    assert seen == {True, False}
+
+
+@compiled
+@pytest.mark.parametrize(("n", "m"), SMALL)
+def test_storing_the_masks_of_lanes(n, m):
+    rng = np.random.default_rng(m)
+    for which in (0, 1, 1 << (LANES - 1), (1 << LANES) - 1, *rng.integers(0, 1 << LANES, 6).tolist()):
+        size = m + int(rng.integers(0, 2))
+        removable, _ = arcs(rng, size, "ties")
+        stride = m + int(rng.integers(0, 5))
+        offsets = 3 + rng.permutation(LANES) * m * stride  # rows of a block interleave with no other block
+        mask = np.full(3 + LANES * m * stride + 3, 7, np.uint8)
+        arguments = removable.ravel(), size, mask.view(np.bool_), offsets, stride, which
+        left, _ = assert_twins_agree(n, m, np.float64, store_masks, *arguments)
+        wanted = mask.copy()
+        for lane, i, j in itertools.product(range(LANES), range(m), range(m)):
+            if which >> lane & 1:
+                wanted[offsets[lane] + i * stride + j] = removable[i, j, lane] != NEVER
+        assert np.array_equal(left[2].view(np.uint8), wanted)
+
+
+def assert_optimal_by_the_duals(scores, mask, u, v, n, at_most):
+    """Keeps exactly N of each line, and every entry lies on the right side of u + v, in exact arithmetic."""
+    assert (mask.sum(axis=0) == n).all()
+    assert (mask.sum(axis=1) == n).all()
+    u, v = ([Fraction(dual) for dual in duals.tolist()] for duals in (u, v))
+    assert not at_most or min(u + v) >= 0
+    for (i, j), score in np.ndenumerate(scores):
+        reduced = Fraction(float(score)) - u[i] - v[j]
+        assert reduced >= 0 if mask[i, j] else reduced <= 0
+
+
 @compiled
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 3), (2, 4), (3, 5), (LARGEST_TILE_M // 2, LARGEST_TILE_M)])
-def test_a_tile(n, m, weights):
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "m"), SMALL)
+def test_a_tile(n, m, dtype, weights):
     rng = np.random.default_rng(m)
     solved = 0
-    for round_ in range(20):
+    for at_most, duals in itertools.product((0, 1), (0, 1, 1, 1)):
         stride, offset = LANES * m + int(rng.integers(0, 4)), int(rng.integers(0, 9))
-        memory = weights(rng, np.float32, offset + m * stride + 7)
+        memory = weights(rng, dtype, offset + m * stride + 7)
         mask_stride, mask_offset = LANES * m + int(rng.integers(0, 5)), int(rng.integers(0, 9))
         mask = np.full(mask_offset + m * mask_stride + 3, 7, np.uint8).view(np.bool_)
-        arguments = memory.view(np.uint8), offset, stride, mask, mask_offset, mask_stride, round_ % 2
-        left, bits = assert_twins_agree(n, m, np.float32, solve_tile, *arguments)
-        written = mask_offset + np.arange(m)[:, None] * mask_stride + np.arange(LANES * m)
-        rows = left[3][written].reshape(m, LANES, m)
+        u_stride, u_offset, v_offset = LANES + int(rng.integers(0, 5)), int(rng.integers(0, 9)), int(rng.integers(0, 9))
+        u, v = np.full(u_offset + m * u_stride + 3, 7.5), np.full(v_offset + LANES * m + 3, 7.5)
+        left, bits = assert_twins_agree(
+            n, m, dtype, solve_tile, memory.view(np.uint8), offset, stride, mask, mask_offset, mask_stride,
+            u, u_offset, u_stride, v, v_offset, duals, at_most,
+        )  # fmt: skip
+        places = [start + np.arange(m)[:, None] * step + np.arange(LANES * m) for start, step in (
+            (offset, stride), (mask_offset, mask_stride)
+        )]  # fmt: skip
+        u_places = u_offset + np.arange(m)[:, None] * u_stride + np.arange(LANES)
+        v_places = v_offset + np.arange(LANES * m)
+        assert (np.delete(left[3].view(np.uint8), places[1].ravel()) == 7).all()
+        assert (np.delete(left[6], u_places.ravel() if duals else []) == 7.5).all()
+        assert (np.delete(left[9], v_places if duals else []) == 7.5).all()
+        blocks, masks = (
+            array[place].reshape(m, LANES, m) for array, place in zip((memory, left[3]), places, strict=True)
+        )
         for lane in range(LANES):
-            if bits >> lane & 1:
-                solved += 1
-                assert (rows[:, lane].sum(axis=0) == n).all()
-                assert (rows[:, lane].sum(axis=1) == n).all()
-        assert (np.delete(left[3].view(np.uint8), written.ravel()) == 7).all()
+            if not bits >> lane & 1:
+                continue
+            solved += 1
+            block, kept = np.abs(blocks[:, lane]), masks[:, lane]
+            if duals:
+                u_block, v_block = left[6][u_places[:, lane]], left[9][v_places].reshape(LANES, m)[lane]
+                assert_optimal_by_the_duals(block, kept, u_block, v_block, n, at_most)
+            else:  # the mask is the same as with duals
+                again = solve_one_tile(n, m, dtype, blocks, at_most)
+                assert np.array_equal(kept, again[:, lane])
     assert solved or weights is not narrow_weights
+
+
+def solve_one_tile(n, m, dtype, blocks, at_most):
+    """The masks of (M, LANES, M) blocks, solved with duals."""
+    memory, mask = np.ascontiguousarray(blocks).ravel(), np.zeros(blocks.size, np.bool_)
+    u, v = np.zeros((2, m * LANES))
+    call_native(
+        pattern_kernels(n, m, np.dtype(dtype).itemsize), solve_tile,
+        memory, 0, LANES * m, mask, 0, LANES * m, u, 0, LANES, v, 0, 1, at_most,
+    )  # fmt: skip
+    return mask.reshape(blocks.shape)
 
 
 WHOLE = """
 import hashlib
+from collections import Counter
 
 import families
+import numba
 import numpy as np
 
 import transmask as tm
+from transmask.blocks import Blocks
+from transmask.solvers import PrimalDual, _primal_dual_kernels, _tie_kernels, _tile_kernels, primal_dual
+
+reached = Counter()
+
+def count(module, name, happened):
+    function = getattr(module, name)
+
+    def counted(*arguments):
+        answer = function(*arguments)
+        reached[name] += happened(answer)
+        return answer
+
+    setattr(module, name, counted)
+
+if numba.config.DISABLE_JIT:
+    count(_tile_kernels, "_solve_apart", lambda solved: solved > 0)
+    count(_tie_kernels, "perturb_lanes", lambda _: True)
+    count(_tie_kernels, "zoom_block", bool)
+    count(_tie_kernels, "_mark_fixed", lambda _: True)
+    count(_tie_kernels, "_set_dummies", lambda _: True)
+    count(_tie_kernels, "_column_on_cycle", lambda column: column >= 0)
+    count(_tie_kernels, "_store_duals", lambda _: True)
+    count(_primal_dual_kernels, "_repair", lambda _: True)
+
+def solve(matrix, n, m, constraint, duals):
+    # What the solver itself leaves, with duals or without, for a row of blocks
+    columns = matrix.shape[1] // m
+    mask = np.zeros(matrix.shape, bool)
+    u, v = (np.full((m, columns), np.nan).T[None, None], np.full((1, 1, columns, m), np.nan)) if duals else (None, None)
+    weights, masks = (array.reshape(1, 1, m, columns, m).swapaxes(2, 3) for array in (matrix, mask))
+    blocks = Blocks(weights, masks, u, v, constraint)
+    PrimalDual().solve_blocks(blocks, tm.Pattern(n, m), threads=1, warm=False)
+    return masks[0, 0], *((u[0, 0, :, :, None], v[0, 0, :, None]) if duals else ())
+
+def check(scores, mask, u, v, n, constraint):
+    for kept in (mask.sum(axis=1), mask.sum(axis=2)):
+        assert (kept == n).all() if constraint == "exactly" else (kept <= n).all()
+    assert constraint == "exactly" or min(u.min(), v.min()) >= 0
+    bound = n * (u.sum(axis=(1, 2)) + v.sum(axis=(1, 2))) + (scores - u - v).clip(0).sum(axis=(1, 2))
+    smallest = np.finfo(float).smallest_subnormal
+    assert (np.abs(bound - (scores * mask).sum(axis=(1, 2))) <= 1e-12 * bound + 99 * smallest).all()
 
 digest = hashlib.sha256()
 rng = np.random.default_rng(0)
 for family in families.FAMILIES:
-    for n, m in ((2, 4), (3, 7)):
-        for columns in (2, 17):
-            matrix = np.concatenate(list(np.asarray(family(rng, columns, m), np.float64)), axis=1)
-            small = (matrix * min(1.0, 1e38 / max(1.0, matrix.max()))).astype(np.float32)
-            for weights in (matrix, small) if columns == 2 else (small,):
-                for constraint in ("exactly", "at_most"):
-                    options = {"constraint": constraint, "solver": "primal_dual", "threads": 1}
-                    digest.update(tm.transposable_mask(weights, (n, m), **options).tobytes())
-                    if columns == 2:
-                        result = tm.solve(weights, (n, m), **options)
-                        digest.update(result.mask.tobytes() + result.u.tobytes() + result.v.tobytes())
-print(digest.hexdigest())
+    for n, m, columns in ((2, 4, 3), (3, 7, 2), (2, 4, 17), (1, 5, 17), (4, 8, 17), (4, 9, 2)):
+        matrix = np.concatenate(list(np.asarray(family(rng, columns, m), np.float64)), axis=1)
+        small = (matrix * min(1.0, 1e38 / max(1.0, matrix.max()))).astype(np.float32)
+        primal_dual.SWEEPS_A_LINE = 1 if m == 5 else 3
+        for weights in (matrix, small) if columns < 4 else (small if n % 2 else matrix,):
+            scores = weights.astype(np.float64).reshape(m, columns, m).swapaxes(0, 1)
+            for constraint in ("exactly", "at_most"):
+                mask, u, v = solve(weights, n, m, constraint, True)
+                check(scores, mask, u, v, n, constraint)
+                assert np.array_equal(mask, solve(weights, n, m, constraint, False)[0])
+                digest.update(mask.tobytes() + u.tobytes() + v.tobytes())
+print(digest.hexdigest(), *(f"{name}:{times}" for name, times in reached.items()))
 """
 
 
+def run_whole(disabled):
+    """Return the digest of all answers, and how often each way to them was taken where nothing is compiled."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WHOLE],
+        cwd=Path(__file__).parent, env={**os.environ, "NUMBA_DISABLE_JIT": disabled}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    digest, *reached = done.stdout.split()
+    return digest, {name: int(times) for name, times in (way.split(":") for way in reached)}
+
+
 def test_the_whole_solver_gives_the_same_bits_as_plain_python():
-    found = []
-    for disabled in ("0", "1"):
-        environment = {**os.environ, "NUMBA_DISABLE_JIT": disabled}
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", WHOLE],
-            cwd=Path(__file__).parent, env=environment, capture_output=True, text=True,
+    compiled_digest, _ = run_whole("0")
+    digest, reached = run_whole("1")
+    assert len(digest) == 64
+    assert compiled_digest == digest
+    assert len(reached) == 8
+    assert min(reached.values()) >= 5, reached
+    assert reached["_mark_fixed"] <= LANES * reached["perturb_lanes"] / 20  # the others settle
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "m"), [*LARGE, (16, 32), (33, 64)])
+def test_confirming_duals_where_the_block_stands(n, m, dtype):
+    """Where the answer is 1, the duals prove the mask, and no other has its value; it is 1 for duals of the solver."""
+    rng = np.random.default_rng(m)
+    confirmed = {"own": 0, "floor": 0, "spoilt": 0}
+    for round_ in range(24):
+        at_most, kind = round_ % 2, ("own", "spoilt", "floor", "own")[round_ // 2 % 4]
+        stride, offset = m + int(rng.integers(0, 4)), int(rng.integers(0, 9))
+        memory = rng.standard_normal(offset + m * stride + 7).astype(dtype)
+        block = np.lib.stride_tricks.as_strided(memory[offset:], (m, m), (stride * memory.itemsize, memory.itemsize))
+        if kind == "floor":
+            block[: m // 2] = 0
+        solver = PrimalDual()
+        solution = tm.solve(block.copy(), (n, m), constraint="at_most" if at_most else "exactly", solver=solver)
+        duals = [np.array(solution.u.ravel()), np.array(solution.v.ravel())]
+        if kind == "spoilt":
+            line = duals[int(rng.integers(0, 2))]
+            line[int(rng.integers(0, m))] += rng.choice([2.0**-27, 0.3, -0.3, 1e30, -1e30])
+        u_stride, v_stride, u_offset, v_offset = (int(number) for number in rng.integers(1, 5, 4))
+        u, v = np.full(m * u_stride + 5, 7.0), np.full(m * v_stride + 5, 7.0)
+        u[u_offset:][::u_stride][:m], v[v_offset:][::v_stride][:m] = duals
+        mask_stride, mask_offset = m + int(rng.integers(0, 5)), int(rng.integers(0, 9))
+        mask = np.full(mask_offset + m * mask_stride + 3, 7, np.uint8).view(np.bool_)
+        table = pattern_kernels(n, m, np.dtype(dtype).itemsize)
+        shift = score_shift(table, memory.view(np.uint8), offset, stride)
+        left, answer = assert_twins_agree(
+            n, m, dtype, confirm_block, memory.view(np.uint8), offset, stride, shift, u, u_offset, u_stride,
+            v, v_offset, v_stride, mask, mask_offset, mask_stride, at_most,
         )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found.append(done.stdout)
-    assert len(found[0]) == 65
-    assert found[0] == found[1]
+        confirmed[kind] += answer
+        if answer:
+            kept = left[10][mask_offset + np.arange(m)[:, None] * mask_stride + np.arange(m)]
+            assert np.array_equal(kept, solution.mask)
+            for sums, line in ((kept.sum(axis=1), duals[0]), (kept.sum(axis=0), duals[1])):
+                assert ((sums == n) | ((sums < n) & (line == 0) & bool(at_most))).all()
+                assert not at_most or (line >= 0).all()
+            for (i, j), score in np.ndenumerate(np.abs(block)):
+                reduced = Fraction(float(score)) - Fraction(duals[0][i]) - Fraction(duals[1][j])
+                assert reduced > 0 if kept[i, j] else reduced < 0
+    assert confirmed["own"] >= 11  # phase 2, whose duals have more bits, may have solved one of twelve
+    assert confirmed["spoilt"] < 6
+
+
+@compiled
+def test_loading_duals_into_a_lane():
+    rng = np.random.default_rng(0)
+    for n, m in LARGE:
+        for lane in range(0, LANES, 5):
+            duals = rng.standard_normal(3 * m + 9) * 2.0 ** rng.integers(-40, 40, 3 * m + 9)
+            before = rng.integers(-9, 9, m * LANES).astype(np.int32)
+            for shift in (-40, 0, 27, 150):
+                left, _ = assert_twins_agree(n, m, np.float64, load_duals, duals, 4, 3, shift, before, lane)
+                loaded = left[4].reshape(m, LANES)
+                wanted = np.trunc(np.clip(duals[4 : 4 + 3 * m : 3] * 2.0**shift, -LARGEST_DUAL, LARGEST_DUAL))
+                assert np.array_equal(loaded[:, lane], wanted)
+                others = np.arange(LANES) != lane
+                assert np.array_equal(loaded[:, others], before.reshape(m, LANES)[:, others])

@@ -79,7 +79,7 @@ def test_nor_does_it_matter_when_phase_2_takes_over_the_neighbours(limit, n, m, 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 def test_neither_does_it_matter_how_many_stand_side_by_side(n, m, dtype, constraint):
-    """Whole rows of blocks may be solved as whole vectors, a few blocks are not, nor are any whose duals are wanted."""
+    """Sixteen blocks in a row are solved where they stand; what is left over is copied side by side first."""
     blocks = all_kinds(m, dtype)
     expected = np.stack([mask_of(block, (n, m), constraint, threads=1) for block in blocks])
     for columns in (1, 15, 16, 17, len(blocks)):
@@ -221,7 +221,7 @@ for n, m in ((2, 4), (1, 3), (3, 5), (8, 16), (5, 33)):
             weights = guarded((m, 17 * m), dtype, at_end)
             weights[...] = rng.integers(-9, 9, weights.shape)
             mask = guarded(weights.shape, np.bool_, at_end)
-            u, v = guarded((1, 1, 17, m), np.float64, at_end), guarded((1, 1, 17, m), np.float64, at_end)
+            u, v = guarded((m, 17), np.float64, at_end).T[None, None], guarded((1, 1, 17, m), np.float64, at_end)
             for duals in ((None, None), (u, v)):
                 for constraint in ("exactly", "at_most"):
                     blocks = Blocks(grid(weights, m), grid(mask, m), *duals, constraint)
