@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL
-from ._native import INDEX, WEIGHT_BYTES, M, function, native, splat, weight_type
+from ._native import INDEX, WEIGHT_BYTES, M, function, native, prefetch, splat, weight_type
 
 __all__ = [
     "CAP",
@@ -207,7 +207,10 @@ def _define_score_shift(module, m, weight_bytes):
     with function(module, score_shift, types.int64) as (builder, weights, offset, stride):
         rows = Rows(builder, m, weight_bytes, weights, offset, stride)
         largest = cgutils.alloca_once_value(builder, ir.Constant(rows.type, [0.0] * m))
-        with rows.loop() as (_, row, _):
+        with rows.loop() as (index, row, _):
+            ahead = builder.mul(builder.add(index, INDEX(m)), stride)
+            for line in range(0, m, 64 // weight_bytes):
+                prefetch(builder, rows.start, builder.add(ahead, INDEX(line)))
             seen = builder.load(largest)
             builder.store(builder.select(builder.fcmp_ordered(">", row, seen), row, seen), largest)
         reduce = rows.intrinsic("vector.reduce.fmax", rows.type.element, rows.type)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import numpy as np
 from llvmlite import ir
 from numba import config, types
+from numba.core import cgutils
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import lower_builtin, type_callable
@@ -26,7 +27,7 @@ from numba.extending import lower_builtin, type_callable
 from ._jit import load_code, save_code
 
 __all__ = [
-    "BYTES", "FUNCTIONS", "INDEX", "WEIGHT_BYTES", "M", "N", "compile_table", "function", "native", "splat",
+    "BYTES", "FUNCTIONS", "INDEX", "WEIGHT_BYTES", "M", "N", "compile_table", "function", "native", "prefetch", "splat",
     "weight_type",
 ]  # fmt: skip
 
@@ -92,6 +93,14 @@ def function(module, twin, result):
 def weight_type(weight_bytes):
     """Return the LLVM type of a weight."""
     return ir.FloatType() if weight_bytes == 4 else ir.DoubleType()
+
+
+def prefetch(builder, start, place):
+    """Ask for memory that will be read soon; it need not exist."""
+    integer = ir.IntType(32)
+    kinds = ir.FunctionType(ir.VoidType(), [BYTES, integer, integer, integer])
+    fetch = cgutils.get_or_insert_function(builder.module, kinds, "llvm.prefetch.p0i8")
+    builder.call(fetch, [builder.bitcast(builder.gep(start, [place]), BYTES), integer(0), integer(2), integer(1)])
 
 
 def splat(builder, value, length):

@@ -18,7 +18,7 @@ from numba.core import cgutils
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL, LineVectors, half_sweep, interleave
 from ._jit import kernel
 from ._lane_kernels import SCORE_BITS
-from ._native import INDEX, WEIGHT_BYTES, M, function, native, splat, weight_type
+from ._native import INDEX, WEIGHT_BYTES, M, function, native, prefetch, splat, weight_type
 from ._primal_dual_kernels import find_block
 
 __all__ = ["LARGEST_TILE_M", "define_solve_tile", "solve_tile", "solve_tiles"]
@@ -250,6 +250,9 @@ class _Tile:
         entries, largest = [], constant(0)
         for i in range(m):
             place = builder.gep(start, [builder.mul(stride, stride.type(i))])
+            ahead = builder.mul(stride, stride.type(i + m))
+            for line in range(0, LANES * m, 64 * 8 // integer.width):
+                prefetch(builder, start, builder.add(ahead, INDEX(line)))
             wide = ir.VectorType(integer, LANES * m)
             row = builder.load(builder.bitcast(place, wide.as_pointer()))
             row.align = 4

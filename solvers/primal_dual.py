@@ -20,8 +20,8 @@ Ties
     scores of this block, the pattern and the constraint alone, the same for any number of threads, any batch and any
     machine: tied blocks are perturbed by a fixed pseudo-random number for each position.
 Warm start
-    Duals of a former result are tried where the block stands; if they prove a mask, it is written in one pass
-    (`_start_kernels`). Otherwise the sweeps start from them. Up to M = 8 solving takes less time than trying, and a
+    Up to M = 16, duals of a former result are tried where the block stands; if they prove a mask, it is written in one
+    pass (`_start_kernels`). Otherwise the sweeps start from them. Up to M = 8 solving takes less time than that, and a
     warm start is a cold one.
 Cost
     About 4, 8, 13 and 22 half sweeps for a Gaussian block of 2:4, 4:8, 8:16 and 16:32, each 2 M minima and maxima times
@@ -68,6 +68,8 @@ SWEEPS_A_LINE = 3  # of a perturbed block; fewer than 1 in 100 do not settle
 CHUNK_ENTRIES = 1 << 17  # blocks that must be copied are copied 1 MB at a time
 SPANS_A_THREAD = 3  # lanes run empty at the end of a span, but threads may not be equally fast
 LARGEST_SPAN = 1 << 15  # blocks; their numbers take 0.25 MB
+WARM_SPAN_ENTRIES = 1 << 18
+LARGEST_CONFIRMED_M = 16  # of larger blocks too few keep their duals: a third at M = 16, four fifths at M = 32 do not
 
 
 class PrimalDual(Solver):
@@ -154,12 +156,15 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
 
     def solve_large(first: int) -> None:
         todo = np.arange(first, min(first + span, blocks.count))
-        if warm:
+        if confirm:
             todo = todo[: confirm_start(kernels, *flat, layout, todo, at_most)]
         if todo.size:
             solve_span(kernels, *flat, layout, todo, _scratch(m), _noise(m), at_most, warm, half_sweep_limit(m))
 
     span = _span(blocks.count, threads)
+    confirm = warm and LARGEST_TILE_M < m <= LARGEST_CONFIRMED_M
+    if confirm:  # what it leaves is still in the cache when it is solved
+        span = min(span, max(LANES, WARM_SPAN_ENTRIES // m**2))
     solve = solve_small if m <= LARGEST_TILE_M else solve_large
     run_parallel(solve, range(0, blocks.count, span), threads)
 
