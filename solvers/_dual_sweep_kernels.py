@@ -110,15 +110,15 @@ def half_sweep(
 
 
 class LineVectors:
-    """The instructions of a half sweep, on LLVM vectors with a block in every lane."""
+    """The instructions of a half sweep, on LLVM vectors with a line in every lane."""
 
-    def __init__(self, builder, n, m):
+    def __init__(self, builder, n, m, lanes=LANES):
         self.builder, self.n, self.m = builder, n, m
-        self.vector = ir.VectorType(ir.IntType(32), LANES)
-        self.bits = ir.VectorType(ir.IntType(1), LANES)
+        self.vector = ir.VectorType(ir.IntType(32), lanes)
+        self.bits = ir.VectorType(ir.IntType(1), lanes)
 
     def constant(self, value):
-        return ir.Constant(self.vector, [value] * LANES)
+        return ir.Constant(self.vector, [value] * self.vector.count)
 
     def load(self, pointer, index):
         loaded = self.builder.load(self.builder.gep(pointer, [index]))

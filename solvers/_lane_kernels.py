@@ -207,7 +207,7 @@ def _define_score_shift(module, m, weight_bytes):
     with function(module, score_shift, types.int64) as (builder, weights, offset, stride):
         rows = Rows(builder, m, weight_bytes, weights, offset, stride)
         largest = cgutils.alloca_once_value(builder, ir.Constant(rows.type, [0.0] * m))
-        with rows.loop() as (index, row, _):
+        with rows.loop() as (index, row):
             ahead = builder.mul(builder.add(index, INDEX(m)), stride)
             for line in range(0, m, 64 // weight_bytes):
                 prefetch(builder, rows.start, builder.add(ahead, INDEX(line)))
@@ -229,7 +229,7 @@ def _define_load_lane(module, m, weight_bytes):
         rows = Rows(builder, m, weight_bytes, weights, offset, stride)
         factors = rows.factors(shift)
         target = builder.gep(builder.bitcast(scores, ir.IntType(32).as_pointer()), [lane])
-        with rows.loop() as (index, row, _):
+        with rows.loop() as (index, row):
             rows.scatter(rows.quantise(row, factors), builder.gep(target, [builder.mul(index, INDEX(m * LANES))]))
         builder.ret_void()
 
@@ -247,7 +247,7 @@ def _define_load_exact_lane(module, m, weight_bytes):
         rows = Rows(builder, m, weight_bytes, weights, offset, stride)
         factors = rows.factors(shift, ir.DoubleType())
         target = builder.gep(builder.bitcast(scores, INDEX.as_pointer()), [lane])
-        with rows.loop() as (index, row, _):
+        with rows.loop() as (index, row):
             start = builder.gep(target, [builder.mul(index, INDEX(m * LANES))])
             rows.scatter(rows.exact(row, factors), start)
         builder.ret_void()
@@ -262,7 +262,7 @@ def _define_store_mask(module, m, weight_bytes):
         u_lane, thresholds = rows.duals(u, v, lane)
         target = builder.gep(mask, [mask_offset])
         unsound = cgutils.alloca_once_value(builder, ir.Constant(rows.flags, [0] * m))
-        with rows.loop() as (index, row, _):
+        with rows.loop() as (index, row):
             quantised = rows.quantise(row, factors)
             kept = rows.above(quantised, thresholds, u_lane, index)
             lost = builder.and_(builder.icmp_signed("==", quantised, rows.constant(CAP)), builder.not_(kept))
@@ -283,7 +283,7 @@ def _define_prepare_repair(module, m, weight_bytes):
         u_lane, thresholds = rows.duals(u, v, lane)
         noise = builder.bitcast(noise, ir.IntType(32).as_pointer())
         targets = [builder.bitcast(target, INDEX.as_pointer()) for target in targets]
-        with rows.loop() as (index, row, _):
+        with rows.loop() as (index, row):
             start = builder.mul(index, INDEX(m))
             shaken = builder.add(rows.quantise(row, factors), rows.load(builder.gep(noise, [start]), rows.integers))
             kept = rows.above(shaken, thresholds, u_lane, index)
@@ -400,9 +400,11 @@ class Rows:
 
     @contextmanager
     def loop(self):
-        """Loop over the rows; yields the index, the magnitudes, and what ends the loop."""
-        builder = self.builder
+        """Loop over the rows; yields the index and the magnitudes."""
+        with cgutils.for_range(self.builder, INDEX(self.m)) as loop:
+            yield loop.index, self.magnitudes(loop.index)
+
+    def magnitudes(self, index):
+        place = self.builder.gep(self.start, [self.builder.mul(index, self.stride)])
         absolute = self.intrinsic("fabs", self.type, self.type)
-        with cgutils.for_range(builder, INDEX(self.m)) as loop:
-            place = builder.gep(self.start, [builder.mul(loop.index, self.stride)])
-            yield loop.index, builder.call(absolute, [self.load(place, self.type)]), loop.do_break
+        return self.builder.call(absolute, [self.load(place, self.type)])

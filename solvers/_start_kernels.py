@@ -1,7 +1,7 @@
-"""A warm start: blocks whose duals still prove a mask are finished where they stand, before any is loaded into a lane.
+"""A warm start: blocks that half a sweep settles are finished where they stand, before any is loaded into a lane.
 
-After a small change of the weights most blocks keep their mask, and the duals of the last solve prove it: thresholding
-the integer scores at them keeps exactly N in every line. One pass over the block tells, and writes the mask.
+After a small change of the weights most blocks keep their mask. The best column duals for the row duals of the last
+solve take one pass over the block, in which a lane is a column; where every row then keeps N, the mask is optimal.
 """
 
 # mypy: ignore-errors
@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ._dual_sweep_kernels import LARGEST_DUAL
+from ._dual_sweep_kernels import LARGEST_DUAL, LineVectors
 from ._jit import kernel
 from ._lane_kernels import Rows, quantised_rows
 from ._native import INDEX, M, N, function, native, splat
@@ -24,7 +24,7 @@ __all__ = ["confirm_block", "confirm_start", "define_confirm_block"]
 
 @kernel
 def confirm_start(kernels, weights, mask, u_flat, v_flat, layout, todo, at_most):
-    """Finish the blocks `todo` whose duals prove a mask, and move the others to its front.
+    """Finish the blocks `todo` that half a sweep from their row duals settles, and move the others to its front.
 
     Parameters
     ----------
@@ -57,42 +57,47 @@ def confirm_block(
     kernels, weights: np.ndarray, offset, stride, shift, u: np.ndarray, u_offset, u_stride,
     v: np.ndarray, v_offset, v_stride, mask: np.ndarray, mask_offset, mask_stride, at_most,
 ):  # fmt: skip
-    """Write the mask of a block at the thresholds of its duals, and tell whether they prove it the only optimum.
+    """Find column duals for the row duals of a block, write the mask at the thresholds, and tell if it is proven.
 
     Parameters
     ----------
     kernels, weights, offset, stride, shift
         As in `load_lane`.
     u, v : ndarray of float64, one axis
-        The duals of all blocks.
+        The duals of all blocks. If the answer is 1, those of the columns are written.
     u_offset, u_stride, v_offset, v_stride : int
         Where the duals of the block start, and how far apart they are.
     mask : ndarray of bool, one axis
-        Written row by row, until one fails.
+        Written.
     mask_offset, mask_stride : int
     at_most : int or bool
 
     Returns
     -------
     int
-        1 if the duals are integers once scaled, no score equals their sum, and every line keeps N; for "at_most", if
-        they are not negative, and lines whose dual is 0 keep N or less.
+        1 if the mask is proven the only optimum: the row duals are integers once scaled, no score equals the sum of its
+        duals, and every line keeps N; for "at_most", if no dual is negative, and lines whose dual is 0 keep N or less.
     """
     n, m = int(kernels[N]), int(kernels[M])
-    scaled = np.ldexp(np.stack([u[u_offset:][::u_stride][:m], v[v_offset:][::v_stride][:m]]), shift)
-    duals = np.clip(scaled, -LARGEST_DUAL, LARGEST_DUAL).astype(np.int32)
-    if (duals != scaled).any() or (at_most and (duals < 0).any()):
-        return 0
-    reduced = quantised_rows(kernels, weights, offset, stride, shift) - duals[1] - duals[0][:, None]
-
-    def full(sums, line_duals):
-        return (sums == n) | ((sums < n) & (line_duals == 0) & bool(at_most))
-
+    scaled = np.ldexp(u[u_offset:][::u_stride][:m], shift)
+    row_duals = np.clip(scaled, -LARGEST_DUAL, LARGEST_DUAL).astype(np.int32)
+    reduced = quantised_rows(kernels, weights, offset, stride, shift) - row_duals[:, None]
+    ordered = np.sort(reduced, axis=0)
+    hi, lo = ordered[m - n], ordered[m - n - 1]
+    floor = 0 if at_most else -LARGEST_DUAL
+    column_duals = np.maximum((hi + lo) >> 1, floor)
+    kept = reduced > column_duals
     for i in range(m):
-        if (reduced[i] == 0).any() or not full((reduced[i] > 0).sum(), duals[0, i]):
-            return 0
-        mask[mask_offset + i * mask_stride :][:m] = reduced[i] > 0
-    return int(full((reduced > 0).sum(axis=0), duals[1]).all())
+        mask[mask_offset + i * mask_stride :][:m] = kept[i]
+    settled = (lo < column_duals) & (column_duals < hi) | (column_duals == floor) & (lo <= floor)
+    count = kept.sum(axis=1)
+    full = (count == n) | (count < n) & (row_duals == 0) & bool(at_most)
+    if not (
+        settled & (row_duals == scaled) & (row_duals >= floor) & full & (reduced != column_duals).all(axis=0)
+    ).all():
+        return 0
+    v[v_offset:][::v_stride][:m] = np.ldexp(column_duals.astype(np.float64), -shift)
+    return 1
 
 
 def define_confirm_block(module, n, m, weight_bytes):
@@ -101,45 +106,41 @@ def define_confirm_block(module, n, m, weight_bytes):
         builder, weights, offset, stride, shift, u, u_offset, u_stride, v, v_offset, v_stride,
         mask, mask_offset, mask_stride, at_most,
     ):  # fmt: skip
-        rows = Rows(builder, m, weight_bytes, weights, offset, stride)
+        rows, lines = Rows(builder, m, weight_bytes, weights, offset, stride), LineVectors(builder, n, m, lanes=m)
         both, either, zero = builder.and_, builder.or_, rows.constant(0)
-        strict = splat(builder, builder.icmp_signed("==", at_most, INDEX(0)), m)
-        row_duals, usable = rows.start_duals(u, u_offset, u_stride, shift)
-        column_duals, usable_columns = rows.start_duals(v, v_offset, v_stride, shift)
-        usable = both(usable, usable_columns)
-        for duals in (row_duals, column_duals):
-            usable = both(usable, either(strict, builder.icmp_signed(">=", duals, zero)))
-
-        def full(sums, duals):
-            spare = both(builder.icmp_signed("<", sums, rows.constant(n)), builder.icmp_signed("==", duals, zero))
-            return either(builder.icmp_signed("==", sums, rows.constant(n)), both(builder.not_(strict), spare))
-
-        def all_of(flags):
-            bits = builder.bitcast(flags, ir.IntType(m))
-            return builder.icmp_unsigned("==", bits, bits.type((1 << m) - 1))
-
-        row_memory = cgutils.alloca_once_value(builder, row_duals)
-        row_entries = builder.bitcast(row_memory, ir.IntType(32).as_pointer())
-        column_sums = cgutils.alloca_once_value(builder, zero)
-        proven = cgutils.alloca_once_value(builder, usable)
-        factors, target = rows.factors(shift), builder.gep(mask, [mask_offset])
+        exactly = splat(builder, builder.icmp_signed("==", at_most, INDEX(0)), m)
+        floor = builder.select(exactly, rows.constant(-LARGEST_DUAL), zero)
+        row_duals, proven = rows.start_duals(u, u_offset, u_stride, shift)
+        proven = both(proven, builder.icmp_signed(">=", row_duals, floor))
+        factors, reduced = rows.factors(shift), []
+        for i in range(m):
+            dual = splat(builder, builder.extract_element(row_duals, ir.IntType(32)(i)), m)
+            reduced.append(builder.sub(rows.quantise(rows.magnitudes(INDEX(i)), factors), dual))
+        hi, lo = lines.select_pair(reduced)
+        middle = lines.extreme("max", builder.ashr(builder.add(hi, lo), rows.constant(1)), floor)
+        proven = both(proven, lines.settled(lo, middle, hi, floor))
+        counts, target = zero, builder.gep(mask, [mask_offset])
         count_type = ir.FunctionType(ir.IntType(m), [ir.IntType(m)])
         count_bits = cgutils.get_or_insert_function(module, count_type, f"llvm.ctpop.i{m}")
-        with builder.if_then(builder.not_(all_of(usable)), likely=False):
-            builder.ret(INDEX(0))
-        with rows.loop() as (index, row, stop):
-            reduced = builder.sub(rows.quantise(row, factors), column_duals)
-            dual = splat(builder, builder.load(builder.gep(row_entries, [index])), m)
-            kept = builder.icmp_signed(">", reduced, dual)
+        for i, row in enumerate(reduced):
+            kept = builder.icmp_signed(">", row, middle)
+            proven = both(proven, builder.icmp_signed("!=", row, middle))
             count = builder.call(count_bits, [builder.bitcast(kept, ir.IntType(m))])
             count = builder.trunc(count, ir.IntType(32)) if m > 32 else builder.zext(count, ir.IntType(32))
-            distinct = builder.icmp_signed("!=", reduced, dual)
-            so_far = both(both(builder.load(proven), distinct), full(splat(builder, count, m), dual))
-            builder.store(so_far, proven)
-            with builder.if_then(builder.not_(all_of(so_far)), likely=False):
-                stop()
-            builder.store(builder.add(builder.load(column_sums), builder.zext(kept, rows.integers)), column_sums)
-            place = builder.gep(target, [builder.mul(index, mask_stride)])
+            counts = builder.insert_element(counts, count, ir.IntType(32)(i))
+            place = builder.gep(target, [builder.mul(mask_stride, INDEX(i))])
             rows.store(builder.zext(kept, ir.VectorType(ir.IntType(8), m)), place)
-        answer = all_of(both(builder.load(proven), full(builder.load(column_sums), column_duals)))
+        spare = both(builder.icmp_signed("<", counts, rows.constant(n)), builder.icmp_signed("==", row_duals, zero))
+        spare = both(spare, builder.not_(exactly))
+        proven = both(proven, either(builder.icmp_signed("==", counts, rows.constant(n)), spare))
+        bits = builder.bitcast(proven, ir.IntType(m))
+        answer = builder.icmp_unsigned("==", bits, bits.type((1 << m) - 1))
+        with builder.if_then(answer):
+            duals = builder.sitofp(middle, ir.VectorType(ir.DoubleType(), m))
+            for factor in rows.factors(builder.neg(shift), ir.DoubleType()):
+                duals = builder.fmul(duals, factor)
+            start = builder.gep(builder.bitcast(v, ir.DoubleType().as_pointer()), [v_offset])
+            for j in range(m):
+                dual = builder.extract_element(duals, ir.IntType(32)(j))
+                builder.store(dual, builder.gep(start, [builder.mul(v_stride, INDEX(j))]))
         builder.ret(builder.zext(answer, INDEX))

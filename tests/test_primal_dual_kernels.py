@@ -38,7 +38,7 @@ from transmask.solvers._selection_network import selection_network
 from transmask.solvers._start_kernels import confirm_block
 from transmask.solvers._tie_kernels import _column_on_cycle
 from transmask.solvers._tile_kernels import LARGEST_TILE_M, solve_tile
-from transmask.solvers.primal_dual import PrimalDual, pattern_kernels
+from transmask.solvers.primal_dual import pattern_kernels
 
 compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 PATTERNS = [(1, 2), (2, 4), (3, 5), (4, 8), (8, 16), (7, 33)]
@@ -584,46 +584,51 @@ def test_the_whole_solver_gives_the_same_bits_as_plain_python():
 @compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "m"), [*LARGE, (16, 32), (33, 64)])
-def test_confirming_duals_where_the_block_stands(n, m, dtype):
+def test_half_a_sweep_where_the_block_stands(n, m, dtype):
     """Where the answer is 1, the duals prove the mask, and no other has its value; it is 1 for duals of the solver."""
     rng = np.random.default_rng(m)
-    confirmed = {"own": 0, "floor": 0, "spoilt": 0}
+    table = pattern_kernels(n, m, np.dtype(dtype).itemsize)
+    confirmed, unfilled = {"own": 0, "floor": 0, "spoilt": 0}, 0
     for round_ in range(24):
         at_most, kind = round_ % 2, ("own", "spoilt", "floor", "own")[round_ // 2 % 4]
         stride, offset = m + int(rng.integers(0, 4)), int(rng.integers(0, 9))
         memory = rng.standard_normal(offset + m * stride + 7).astype(dtype)
         block = np.lib.stride_tricks.as_strided(memory[offset:], (m, m), (stride * memory.itemsize, memory.itemsize))
-        if kind == "floor":
-            block[: m // 2] = 0
-        solver = PrimalDual()
-        solution = tm.solve(block.copy(), (n, m), constraint="at_most" if at_most else "exactly", solver=solver)
-        duals = [np.array(solution.u.ravel()), np.array(solution.v.ravel())]
+        if kind == "floor":  # "at_most" leaves lines of nearly rank-one scores unfilled
+            block[...] = np.outer(rng.exponential(size=m), rng.exponential(size=m)) * (1 + 0.1 * rng.random((m, m)))
+        constraint = "at_most" if at_most else "exactly"
+        solution = tm.solve(block.copy(), (n, m), constraint=constraint, solver="primal_dual")
+        shift = score_shift(table, memory.view(np.uint8), offset, stride)
+        row_duals = solution.u.ravel().copy()
         if kind == "spoilt":
-            line = duals[int(rng.integers(0, 2))]
-            line[int(rng.integers(0, m))] += rng.choice([2.0**-27, 0.3, -0.3, 1e30, -1e30])
+            row_duals[int(rng.integers(0, m))] += rng.choice([2.0 ** (-shift - 1), 1.5, -1.5, 1e30, -1e30])
+            row_duals[int(rng.integers(0, m))] = rng.choice([0, 1, -1]) * LARGEST_DUAL * 2.0**-shift
         u_stride, v_stride, u_offset, v_offset = (int(number) for number in rng.integers(1, 5, 4))
         u, v = np.full(m * u_stride + 5, 7.0), np.full(m * v_stride + 5, 7.0)
-        u[u_offset:][::u_stride][:m], v[v_offset:][::v_stride][:m] = duals
+        u[u_offset:][::u_stride][:m] = row_duals
         mask_stride, mask_offset = m + int(rng.integers(0, 5)), int(rng.integers(0, 9))
         mask = np.full(mask_offset + m * mask_stride + 3, 7, np.uint8).view(np.bool_)
-        table = pattern_kernels(n, m, np.dtype(dtype).itemsize)
-        shift = score_shift(table, memory.view(np.uint8), offset, stride)
         left, answer = assert_twins_agree(
             n, m, dtype, confirm_block, memory.view(np.uint8), offset, stride, shift, u, u_offset, u_stride,
             v, v_offset, v_stride, mask, mask_offset, mask_stride, at_most,
         )  # fmt: skip
         confirmed[kind] += answer
+        column_duals = left[7][v_offset:][::v_stride][:m]
         if answer:
             kept = left[10][mask_offset + np.arange(m)[:, None] * mask_stride + np.arange(m)]
             assert np.array_equal(kept, solution.mask)
-            for sums, line in ((kept.sum(axis=1), duals[0]), (kept.sum(axis=0), duals[1])):
+            unfilled += kept.sum() < n * m
+            for sums, line in ((kept.sum(axis=1), row_duals), (kept.sum(axis=0), column_duals)):
                 assert ((sums == n) | ((sums < n) & (line == 0) & bool(at_most))).all()
                 assert not at_most or (line >= 0).all()
             for (i, j), score in np.ndenumerate(np.abs(block)):
-                reduced = Fraction(float(score)) - Fraction(duals[0][i]) - Fraction(duals[1][j])
+                reduced = Fraction(float(score)) - Fraction(row_duals[i]) - Fraction(column_duals[j])
                 assert reduced > 0 if kept[i, j] else reduced < 0
-    assert confirmed["own"] >= 11  # phase 2, whose duals have more bits, may have solved one of twelve
-    assert confirmed["spoilt"] < 6
+        else:
+            assert (left[7] == 7).all()
+    assert confirmed["own"] >= 10  # phase 2, whose duals have more bits, may have solved some of twelve
+    assert confirmed["spoilt"] == 0
+    assert unfilled or n == 1 or m > 32
 
 
 @compiled
