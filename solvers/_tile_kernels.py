@@ -2,8 +2,9 @@
 
 Loading and storing one lane at a time costs more than solving where blocks are small. Here a row of LANES blocks is one
 vector of LANES * M entries, which shuffles turn into M vectors with a block in every lane, and back. A fixed number of
-half sweeps follows; a block that is settled stays settled. The few that are not, are left to the lanes. So is a block
-of "at_most" whose duals no shift makes positive: all that is solved here has one optimum, which the lanes would find.
+half sweeps follows; a block that is settled stays settled. The others are left to `_tie_kernels`, and so is a block of
+"at_most" whose duals no shift makes positive: all that is solved here has one optimum. Blocks that do not stand side by
+side are copied to where they do, so that the duals of a block do not depend on where it lies.
 """
 
 # mypy: ignore-errors
