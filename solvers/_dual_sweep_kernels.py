@@ -10,8 +10,8 @@ bound is least for any dual of this line in [lo, hi]. The new dual is
 
     middle + RELAXATION * (middle - old),    middle = (hi + lo) / 2
 
-Going beyond the middle, as successive over-relaxation does, cuts the mean number of half sweeps from 17 to 13 for 8:16
-and from 37 to 22 for 16:32 (Gaussian blocks). A line is *settled* at a dual strictly between lo and hi: thresholding
+where RELAXATION depends on M, and is 3/4 where the floor is 0. Going beyond the middle, as successive over-relaxation
+does, cuts the mean number of half sweeps from 17 to 13 for 8:16 and from 37 to 22 for 16:32 (Gaussian blocks). A line is *settled* at a dual strictly between lo and hi: thresholding
 there keeps exactly N. Every lane has a floor under its duals; a line is also settled at the floor when lo <= floor. A
 floor of 0 is what "at_most" asks for, a floor of -LARGEST_DUAL is none.
 """
@@ -46,6 +46,18 @@ def relaxation_shifts(m):
         if m <= largest_m:
             return shifts
     return (1,)
+
+
+def floored_shifts(m):
+    """Return the right shifts that raise the over-relaxation to 3/4 where the floor is 0.
+
+    Half of all nearly rank-one blocks of 8:16 under "at_most" need 38 half sweeps then, instead of 83; nine in ten need
+    64, instead of more than 400. Other blocks need a few more.
+    """
+    for largest_m, shifts in ((5, (1, 2)), (10, (1, 3)), (20, (1,)), (40, (2, 3))):
+        if m <= largest_m:
+            return shifts
+    return (2,)
 
 
 @native(types.int64)
@@ -95,6 +107,8 @@ def half_sweep(
     new = middle.copy()
     for shift in relaxation_shifts(m):
         new += (middle - old) >> shift
+    for shift in floored_shifts(m):
+        new += np.where(floors == 0, (middle - old) >> shift, 0)
     new = np.minimum(np.maximum(new, floors), LARGEST_DUAL)
     duals.reshape(m, LANES)[:] = new
     middles.reshape(m, LANES)[:] = middle
@@ -150,6 +164,10 @@ class LineVectors:
         new = middle
         for shift in relaxation_shifts(self.m):
             new = builder.add(new, builder.ashr(builder.sub(middle, old), self.constant(shift)))
+        floored = builder.sext(builder.icmp_signed("==", floor, self.constant(0)), self.vector)
+        for shift in floored_shifts(self.m):
+            more = builder.ashr(builder.sub(middle, old), self.constant(shift))
+            new = builder.add(new, builder.and_(more, floored))
         return middle, self.extreme("min", self.extreme("max", new, floor), self.constant(LARGEST_DUAL))
 
 

@@ -145,6 +145,7 @@ def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, no
                 elif lanes[STAGE, lane] == PLAIN and at_most and (done & bit or _rests_at_zero(middles, lane, m)):
                     settled &= ~bit
                     lanes[STAGE, lane] = FLOORED
+                    lanes[BORN, lane] = half_sweeps
                     set_floor(u, v, floors, lane, m)
                 elif tied & bit and lanes[STAGE, lane] != PERTURBED:
                     settled &= ~bit
