@@ -11,9 +11,10 @@ bound is least for any dual of this line in [lo, hi]. The new dual is
     middle + RELAXATION * (middle - old),    middle = (hi + lo) / 2
 
 where RELAXATION depends on M, and is 3/4 where the floor is 0. Going beyond the middle, as successive over-relaxation
-does, cuts the mean number of half sweeps from 17 to 13 for 8:16 and from 37 to 22 for 16:32 (Gaussian blocks). A line is *settled* at a dual strictly between lo and hi: thresholding
-there keeps exactly N. Every lane has a floor under its duals; a line is also settled at the floor when lo <= floor. A
-floor of 0 is what "at_most" asks for, a floor of -LARGEST_DUAL is none.
+does, cuts the mean number of half sweeps from 17 to 13 for 8:16 and from 37 to 22 for 16:32 (Gaussian blocks). A line
+is *settled* at a dual strictly between lo and hi: thresholding there keeps exactly N. Every lane has a floor under its
+duals; a line is also settled at the floor when lo <= floor. A floor of 0 is what "at_most" asks for, a floor of
+-LARGEST_DUAL is none.
 """
 
 # mypy: ignore-errors
