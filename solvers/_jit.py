@@ -12,6 +12,7 @@ With NUMBA_DISABLE_JIT=1 a kernel is the Python function itself.
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -29,7 +30,7 @@ class BestEffortCache(FunctionCache):
 
     numba tests when a function is decorated whether the folder can be written, and raises if it cannot later on, when
     the compiled code is stored: the disk is full or the folder is gone. A file that was cut short raises when it is
-    read. Neither is a reason to fail.
+    read. Neither is a reason to fail. Bytes that changed on the disk are not noticed here.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -64,22 +65,33 @@ def _code_file(name: str) -> Any:
     """Return the file of some machine code, next to that of the kernels."""
     locator = FunctionCache(_code_file)._impl.locator
     locator.ensure_cache_path()
-    return IndexDataCacheFile(locator.get_cache_path(), name, _folder_stamp(Path(__file__).parent))
+    return IndexDataCacheFile(locator.get_cache_path(), name, _own_stamp())
 
 
 def load_code(name: str, machine: tuple[str, ...]) -> Any:
-    """Return what `save_code` stored for a machine, or None if there is nothing that can be read."""
+    """Return what `save_code` stored for a machine, or None if there is nothing that is what was stored."""
     try:
-        found, code = _code_file(name).load(machine)
+        whose, digest, payload = _code_file(name).load(machine)
+        if whose == (name, machine, _own_stamp()) and digest == hashlib.sha256(payload).hexdigest():
+            return pickle.loads(payload)
     except Exception:  # pickle raises almost anything on a damaged file
-        return None
-    return code if found == (name, machine) else None
+        pass
+    return None
 
 
 def save_code(name: str, machine: tuple[str, ...], code: Any) -> None:
-    """Store machine code, if that is possible."""
-    with suppress(Exception):  # the name again: processes that store at once may write each other's file
-        _code_file(name).save(machine, ((name, machine), code))
+    """Store machine code, if that is possible.
+
+    Whose it is, is stored once more beside it: processes that store at once may write each other's file.
+    """
+    payload = pickle.dumps(code)
+    with suppress(Exception):
+        digest = hashlib.sha256(payload).hexdigest()
+        _code_file(name).save(machine, ((name, machine, _own_stamp()), digest, payload))
+
+
+def _own_stamp() -> str:
+    return _folder_stamp(Path(__file__).parent)
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:

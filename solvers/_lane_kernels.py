@@ -2,7 +2,8 @@
 
 A row of a block is one vector of M entries here; in flight, where every lane is another block, it is M entries that
 stand LANES apart. Scores are scaled by a power of two, capped at CAP, and rounded up to an integer q. Below the cap
-q - 1 < scaled score <= q, and only zero becomes 0.
+q - 1 < scaled score <= q, and only zero becomes 0, but for float32 (float64) scores of less than 2**-149 (2**-1074)
+once scaled.
 """
 
 # mypy: ignore-errors
@@ -25,6 +26,7 @@ __all__ = [
     "NEVER",
     "SCORE_BITS",
     "Rows",
+    "clamped_duals",
     "load_duals",
     "load_exact_lane",
     "load_lane",
@@ -90,13 +92,13 @@ def load_duals(kernels, duals: np.ndarray, offset, stride, shift, lane_duals: np
     offset, stride : int
         Where those of the block start, and how far apart they are.
     shift : int
-        They are multiplied by 2**shift, clamped to LARGEST_DUAL, and rounded to zero.
+        They are multiplied by 2**shift, clamped to LARGEST_DUAL, and rounded to zero; NaN becomes 0.
     lane_duals : ndarray of int32, shape (M * LANES,)
         Written at lane `lane`.
     lane : int
     """
     scaled = np.ldexp(duals[offset:][::stride][: int(kernels[M])], shift)
-    lane_duals[lane::LANES] = np.clip(scaled, -LARGEST_DUAL, LARGEST_DUAL).astype(np.int32)
+    lane_duals[lane::LANES] = clamped_duals(scaled)
 
 
 @native(types.none)
@@ -172,6 +174,11 @@ def prepare_repair(
     flow[:m, :m] = kept
     removable[:m, :m] = np.where(kept, exact[:m, :m], NEVER)
     addable[:m, :m] = np.where(kept, -NEVER, exact[:m, :m])
+
+
+def clamped_duals(scaled):
+    """Round scaled duals to zero, clamp them, and let NaN be 0; for twins in Python."""
+    return np.clip(np.where(np.isnan(scaled), 0, scaled), -LARGEST_DUAL, LARGEST_DUAL).astype(np.int32)
 
 
 def quantised_rows(kernels, weights, offset, stride, shift):
@@ -365,7 +372,8 @@ class Rows:
             scaled = builder.insert_element(scaled, dual, ir.IntType(32)(line))
         for factor in self.factors(shift, ir.DoubleType()):
             scaled = builder.fmul(scaled, factor)
-        clamped = scaled
+        nothing = ir.Constant(doubles, [0.0] * self.m)
+        clamped = builder.select(builder.fcmp_ordered("ord", scaled, scaled), scaled, nothing)
         for order, bound in ((">", LARGEST_DUAL), ("<", -LARGEST_DUAL)):
             limit = ir.Constant(doubles, [float(bound)] * self.m)
             clamped = builder.select(builder.fcmp_ordered(order, clamped, limit), limit, clamped)

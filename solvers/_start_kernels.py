@@ -15,7 +15,7 @@ from numba.core import cgutils
 
 from ._dual_sweep_kernels import LARGEST_DUAL, LineVectors
 from ._jit import kernel
-from ._lane_kernels import Rows, quantised_rows
+from ._lane_kernels import Rows, clamped_duals, quantised_rows
 from ._native import INDEX, M, N, function, native, splat
 from ._primal_dual_kernels import MASK_AT, SHIFT, U_AT, V_AT, WEIGHTS_AT, place_block
 
@@ -80,7 +80,7 @@ def confirm_block(
     """
     n, m = int(kernels[N]), int(kernels[M])
     scaled = np.ldexp(u[u_offset:][::u_stride][:m], shift)
-    row_duals = np.clip(scaled, -LARGEST_DUAL, LARGEST_DUAL).astype(np.int32)
+    row_duals = clamped_duals(scaled)
     reduced = quantised_rows(kernels, weights, offset, stride, shift) - row_duals[:, None]
     ordered = np.sort(reduced, axis=0)
     hi, lo = ordered[m - n], ordered[m - n - 1]

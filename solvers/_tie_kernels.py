@@ -108,7 +108,11 @@ def _proof_arrays(memory, m, size):
 
 @kernel
 def _prove(kernels, scores, u, v, proof, n, m, at_most, settled):
-    """Make the masks of all lanes optimal, and find duals that prove it."""
+    """Make the masks of all lanes optimal, and find duals that prove it.
+
+    Every exchange improves a mask, which ends the loop. A round moves no dual by more than 2**REPAIR_BITS, so that the
+    few dozen rounds that occur stay far below NEVER.
+    """
     exact, removable, addable, exact_u, exact_v, row_from, column_from = proof
     size = m + 1 if at_most else m
     mark_lanes(kernels, scores, u, v, exact, removable, addable, size)

@@ -16,9 +16,10 @@ Guarantee
     Exact, whatever the sweeps did: a block is finished only with duals that prove its mask, up to the rounding of
     scores to 2**-51 of the largest of their block.
 Ties
-    Where the optimum is unique it is found. Among several optimal masks of a block, which one is a function of the
-    scores of this block, the pattern and the constraint alone, the same for any number of threads, any batch and any
-    machine: tied blocks are perturbed by a fixed pseudo-random number for each position.
+    Where the optimum of the rounded scores is unique it is found. Among several optimal masks of a block, which one is
+    a function of the scores of this block, the pattern and the constraint alone, the same for any number of threads,
+    any batch and any machine: tied blocks are perturbed by a fixed pseudo-random number for each position. From M = 9
+    a warm start may pick another one.
 Warm start
     The sweeps start from the duals of a former result. Up to M = 16 half a sweep comes first, where the block stands,
     which settles most blocks after a small change (`_start_kernels`). Up to M = 8 solving takes less time than that,

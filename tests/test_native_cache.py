@@ -66,6 +66,29 @@ def test_damaged_code_is_generated_anew(cache):
     assert compile_counted(3, 7) == 1
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_flipped_byte_is_noticed(cache, share):
+    compile_counted(3, 7)
+    (file,) = [file for file in files(cache) if file.suffix == ".nbc"]
+    damaged = bytearray(file.read_bytes())
+    damaged[int(share * len(damaged))] ^= 0x10
+    file.write_bytes(damaged)
+    assert compile_counted(3, 7) == 1
+
+
+def test_code_of_another_version_is_not_loaded(cache, monkeypatch):
+    """As where a process that started before an upgrade writes its code after the new index was written."""
+    compile_counted(3, 7)
+    index, old = sorted(files(cache), key=lambda file: file.suffix, reverse=True)
+    code = old.read_bytes()
+    monkeypatch.setattr("transmask.solvers._jit._folder_stamp", lambda folder: "another")
+    compile_counted(3, 7)
+    assert index.exists()
+    assert [file.name for file in files(cache) if file.suffix == ".nbc"] == [old.name]
+    old.write_bytes(code)
+    assert compile_counted(3, 7) == 1
+
+
 def test_code_of_another_pattern_is_not_loaded(cache):
     """As where two processes that store at once have written each other's files."""
     compile_counted(3, 7)

@@ -186,7 +186,8 @@ def test_half_sweep_by_its_definition(n, m, kind):
                 hi, lo = line[n - 1], line[n]
                 middle = max((hi + lo) // 2, floor)
                 more = shifts + floored if floor == 0 else shifts
-                dual = middle + sum((middle - old[i][lane]) >> shift for shift in more)
+                step = middle - old[i][lane]
+                dual = middle + sum(abs(step) >> shift for shift in more) * (1 if step > 0 else -1)
                 dual = min(max(dual, floor), LARGEST_DUAL)
                 assert (int(middles[i, lane]), int(new[i, lane])) == (middle, dual)
                 before &= lo < old[i][lane] < hi or (old[i][lane] == floor and lo <= floor)
@@ -195,6 +196,29 @@ def test_half_sweep_by_its_definition(n, m, kind):
                 low &= middle < 1 << 22
             found = [flags >> (place * LANES + lane) & 1 for place in range(4)]
             assert found == [before, after, ties >= 2, low]
+
+
+@pytest.mark.parametrize("floor", [-LARGEST_DUAL, 0])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 7), (4, 8), (8, 16), (11, 24), (16, 32), (33, 64)])
+def test_a_block_that_is_settled_stays_settled(n, m, floor):
+    """Also where the thresholds leave hardly any integers between them, so that every rounding counts."""
+    rng = np.random.default_rng(m)
+    table = pattern_kernels(n, m, 4)
+    floors = np.full(LANES, floor, np.int32)
+    seen = 0
+    for round_ in range(12):
+        scores = (100 + rng.integers(0, (6, 12, 40)[round_ % 3], m * m * LANES)).astype(np.int32)
+        u, v, middles = (np.zeros(m * LANES, np.int32) for _ in range(3))
+        settled = 0
+        for _ in range(20):
+            rows = half_sweep(table, scores, m, 1, v, u, middles, floors)
+            assert settled & ~rows & 0xFFFF == 0  # rows stay settled at their old duals
+            columns = half_sweep(table, scores, 1, m, u, v, middles, floors)
+            both = columns & (rows >> LANES) & 0xFFFF
+            assert settled & ~both == 0
+            settled = both
+        seen += settled.bit_count()
+    assert seen or m > 8
 
 
 @compiled

@@ -165,7 +165,20 @@ def test_what_does_not_fit_is_refused():
     weights = np.random.default_rng(5).standard_normal((8, 8))
     start = solve(weights, "2:4", "exactly")
     why = "A mask alone holds no dual variables."
+    floats = "Pass a result of `solve`."
     cases = [
+        (
+            {},
+            {"start": dataclasses.replace(start, u=start.u.tolist())},
+            TypeError,
+            f"`start.u` must be an array of floats, got list. {floats}",
+        ),
+        (
+            {},
+            {"start": dataclasses.replace(start, v=start.v.astype(complex))},
+            TypeError,
+            f"`start.v` must be an array of floats, got complex128. {floats}",
+        ),
         ({}, {"start": (start.u, start.v)}, TypeError, f"`start` must be a MaskResult or None, got tuple. {why}"),
         ({}, {"start": start.mask}, TypeError, f"`start` must be a MaskResult or None, got ndarray. {why}"),
         (

@@ -120,7 +120,8 @@ def solve(
     threads : int, optional
     start : MaskResult, optional
         A previous result for weights of the same shape, pattern, constraint and axes, whose dual variables are the
-        starting point. It changes how long an exact solver takes, not how good its mask is.
+        starting point. It changes how long an exact solver takes, not how good its mask is; of several optimal masks
+        it may pick another.
 
     Returns
     -------
@@ -206,6 +207,10 @@ def _start_duals(
         raise InvalidTypeError(
             f"`start` must be a MaskResult or None, got {type(start).__name__}. A mask alone holds no dual variables."
         )
+    for name, duals in (("u", start.u), ("v", start.v)):
+        if not isinstance(duals, np.ndarray) or duals.dtype.kind != "f":
+            kind = getattr(duals, "dtype", type(duals).__name__)
+            raise InvalidTypeError(f"`start.{name}` must be an array of floats, got {kind}. Pass a result of `solve`.")
     if not solver.warm_startable:
         raise InvalidArgumentError(
             f"`start` must be None for the solver {solver.info.name!r}, which has no warm start, got a MaskResult. "
@@ -223,7 +228,7 @@ def _start_duals(
             raise InvalidArgumentError(
                 f"`start` must be a result for the same {name}, got {had} where the weights have {has}. Leave it out."
             )
-    return start.u.astype(np.float64), start.v.astype(np.float64)
+    return np.array(start.u, np.float64), np.array(start.v, np.float64)
 
 
 def nm_mask(weights: ArrayLike, pattern: PatternLike, *, axis: int = -1) -> NDArray[np.bool_]:
