@@ -193,8 +193,20 @@ def run_seed(make_task: Callable[[int], Task], seed: int, advance: Callable[[], 
     return found
 
 
+def spread(scores: list[float]) -> list[float]:
+    """Return the sample standard deviation; nothing for a single score, which has none."""
+    return [statistics.stdev(scores)] if len(scores) > 1 else []
+
+
+def seeds_in_words() -> str:
+    """Say over how many seeds the table is taken, and what its first column holds."""
+    if len(SEEDS) == 1:
+        return "one seed"
+    return f"{len(SEEDS)} seeds, mean ± standard deviation"
+
+
 def table(runs: list[dict[str, Outcome]], score: str, form: Callable[[float], str]) -> str:
-    """Return mean and sample standard deviation over the seeds, a row for every way."""
+    """Return the mean over the seeds, and the sample standard deviation if there are several, a row for every way."""
     lines = [
         f"| way of training | {score} | flips per weight | flipped at the last refresh | finding masks | of the run |",
         "|---|---|---|---|---|---|",
@@ -202,7 +214,7 @@ def table(runs: list[dict[str, Outcome]], score: str, form: Callable[[float], st
     for way in WAYS:
         outcomes = [run[way] for run in runs]
         scores = [outcome.score for outcome in outcomes]
-        cells = [f"{form(statistics.mean(scores))} ± {form(statistics.stdev(scores))}"]
+        cells = [" ± ".join(form(value) for value in [statistics.mean(scores), *spread(scores)])]
         for key, spec in (("flips", ".2f"), ("last_flip_rate", ".2%")):
             values = [getattr(outcome, key) for outcome in outcomes]
             cells.append("" if None in values else format(statistics.mean(values), spec))

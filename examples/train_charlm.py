@@ -10,7 +10,7 @@ from functools import lru_cache
 from pydoc_data.topics import topics
 
 import torch
-from masked_training import Task, experiment
+from masked_training import Task, experiment, seeds_in_words
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -105,5 +105,5 @@ if __name__ == "__main__":
         "held-out loss, nats a character",
         lambda value: f"{value:.3f}",
         f"{PATTERN} on every matrix of {BLOCKS} transformer blocks ({masked:,} weights), {STEPS} steps of {BATCH} "
-        f"windows of {CONTEXT} characters, masks refreshed every 40 steps, three seeds, mean ± standard deviation.",
+        f"windows of {CONTEXT} characters, masks refreshed every 40 steps, {seeds_in_words()}.",
     )

@@ -2,14 +2,14 @@
 
     python examples/train_digits.py
 
-Needs torch and scikit-learn; about a minute on two cores.
+Needs torch and scikit-learn (pip install ".[torch,dev]"); about a minute on two cores.
 """
 
 from functools import lru_cache
 
 import numpy as np
 import torch
-from masked_training import Task, experiment
+from masked_training import Task, experiment, seeds_in_words
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -85,6 +85,6 @@ if __name__ == "__main__":
         "held-out accuracy",
         lambda value: f"{100 * value:.2f} %",
         f"{PATTERN} on the second convolution and the first linear layer ({masked:,} of {sum(matrices.values()):,} "
-        f"weights), {make_task(0).steps} steps of {BATCH} images, masks refreshed every 40 steps, three seeds, mean ± "
-        f"standard deviation. {held_out} held-out images: one of them is {1 / held_out:.2%}.",
+        f"weights), {make_task(0).steps} steps of {BATCH} images, masks refreshed every 40 steps, {seeds_in_words()}. "
+        f"{held_out} held-out images: one of them is {1 / held_out:.2%}.",
     )

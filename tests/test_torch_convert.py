@@ -55,6 +55,12 @@ def test_the_rule_means_what_it_says():
         (lambda: tmt.supported_pattern(0.5, 4, confidence=95), "`confidence` must lie between 0 and 1, got 95"),
         (lambda: tmt.supported_pattern(0.5, 4.0), "`m` must be an integer, got 4.0"),
         (lambda: tmt.supported_pattern(0.5, 0), "`m` must be at least 1, got 0"),
+        (lambda: tmt.supported_pattern("0.5", 4), "`sparsity` must be a number, got str"),
+        (lambda: tmt.supported_pattern(None, 4), "`sparsity` must be a number, got NoneType"),
+        (lambda: tmt.supported_pattern(torch.ones(2), 4), "`sparsity` must be a number, got Tensor"),
+        (lambda: tmt.supported_pattern(0.5, 4, confidence=[1]), "`confidence` must be a number, got list"),
+        (lambda: tmt.convert_unstructured(nn.Linear(8, 8), [], 4.0), "`m` must be an integer, got 4.0"),
+        (lambda: tmt.convert_unstructured(nn.Linear(8, 8), [], "2:4"), "`m` must be an integer, got '2:4'"),
     ],
 )
 def test_bad_arguments_of_the_rule(call, text):
@@ -133,3 +139,49 @@ def test_pruning_that_is_not_permanent_yet_is_explained():
     model = nn.Sequential(prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.9))
     with pytest.raises(tm.InvalidArgumentError, match=r"make it permanent with prune.remove first"):
         tmt.convert_unstructured(model, [torch.ones(2, 8)], 4, progress=False)
+
+
+def test_weights_with_a_live_mask_are_named_beside_those_with_too_few_zeros():
+    model = nn.Sequential(prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.9), nn.Linear(8, 8))
+    with pytest.raises(tm.InvalidArgumentError) as caught:
+        tmt.convert_unstructured(model, [torch.ones(2, 8)], 4, progress=False)
+    assert "0.weight_orig: pruned by torch.nn.utils.prune; make it permanent with prune.remove" in str(caught.value)
+    assert "1.weight: 0.0% zeros" in str(caught.value)
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(32, 2)
+        self.head = nn.Linear(32, 32)
+
+    def forward(self, inputs):
+        return self.head(self.attention(inputs, inputs, inputs, need_weights=False)[0])
+
+
+def test_attention_is_skipped_and_listed_whatever_its_zeros():
+    model = Attending()
+    for module, name in (
+        (model.attention, "in_proj_weight"),
+        (model.attention.out_proj, "weight"),
+        (model.head, "weight"),
+    ):
+        prune.remove(prune.l1_unstructured(module, name, 0.9), name)
+    before = model.attention.in_proj_weight.clone()
+    report = tmt.convert_unstructured(model, inputs(), 8, progress=False)
+    assert [fit.name for fit in report.fits] == ["head.weight"]
+    for name in ("attention.in_proj_weight", "attention.out_proj.weight"):
+        assert dict(report.left)[name] == "inside MultiheadAttention, where its inputs cannot be observed"
+    assert torch.equal(model.attention.in_proj_weight, before)
+
+
+@pytest.mark.parametrize("name", ["attention", "attention.in_proj_weight", "attention.out_proj"])
+@pytest.mark.parametrize("as_mapping", [True, False])
+def test_attention_that_is_asked_for_by_name_is_an_error(name, as_mapping):
+    names = ["head.weight", name]
+    options = {"pattern": dict.fromkeys(names, "2:4")} if as_mapping else {"pattern": "2:4", "layers": iter(names)}
+    model = Attending()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(tm.InvalidArgumentError, match=r"got 'attention.*: inside MultiheadAttention, where its inputs"):
+        tmt.reconstruct(model, inputs(), progress=False, **options)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

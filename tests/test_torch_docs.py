@@ -26,6 +26,21 @@ def test_the_examples_run_in_order(capsys):
 
 
 @pytest.mark.parametrize(
+    ("seeds", "words", "cell"), [((0,), "one seed", "0.500"), ((0, 1), "2 seeds, ", "0.500 ± 0.000")]
+)
+def test_a_table_says_how_many_seeds_it_has(monkeypatch, seeds, words, cell):
+    monkeypatch.syspath_prepend(CHECKOUT / "examples")
+    import masked_training
+
+    monkeypatch.setattr(masked_training, "SEEDS", seeds)
+    runs = [dict.fromkeys(masked_training.WAYS, masked_training.Outcome(0.5, None, None, 0.0, 1.0)) for _ in seeds]
+    assert f"| dense | {cell} |" in masked_training.table(runs, "loss", "{:.3f}".format)
+    assert masked_training.seeds_in_words().startswith(words)
+    for script in ("train_digits.py", "train_charlm.py"):
+        assert "{seeds_in_words()}" in (CHECKOUT / "examples" / script).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
     ("section", "script"),
     [
         ("refresh", "benchmarks/torch_refresh.py"),

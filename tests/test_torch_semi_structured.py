@@ -106,6 +106,9 @@ def test_what_cannot_be_unpacked():
         tmt.unpack(tmt.Packed(packed.values, np.zeros_like(packed.metadata)))
     with pytest.raises(tm.InvalidTypeError, match="got float64"):
         tmt.unpack(tmt.Packed(packed.values.astype(np.float64), packed.metadata))
+    for other, kind in ((packed.values, "ndarray"), (None, "NoneType"), ((packed.values, packed.metadata), "tuple")):
+        with pytest.raises(tm.InvalidTypeError, match=f"`packed` must be a Packed matrix, got {kind}. Pass what pack"):
+            tmt.unpack(other)
 
 
 def network(dtype=torch.bfloat16):

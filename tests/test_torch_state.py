@@ -261,3 +261,111 @@ def test_a_model_inside_another_checks_its_masks_too():
     right, *_ = build(seed=2)
     outer.load_state_dict({f"net.{key}": value for key, value in right.state_dict().items()})
     assert_same_state(inner.state_dict(), right.state_dict())
+
+
+def three_layers(layers, seed=0, **options):
+    torch.manual_seed(seed)
+    model = nn.Sequential()
+    model.add_module("first", nn.Linear(8, 8))
+    model.add_module("fc1", nn.Linear(8, 8))
+    model.add_module("fc2", nn.Linear(8, 2, bias=False))
+    tmt.sparsify(model, "2:4", layers=layers, **options)
+    return model
+
+
+def pruned_fc1():
+    model = three_layers("fc2", seed=1)
+    nn.utils.parametrize.remove_parametrizations(model.fc2, "weight")
+    tmt.transposable(model.fc1, "weight", 2, 4)
+    return model
+
+
+SAME_LAYERS = r"Call sparsify\(layers=...\) as in the run that saved it\."
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "text"),
+    [
+        (
+            lambda: three_layers("fc1", seed=1),
+            lambda: three_layers("fc2"),
+            "got dense weights for fc2.weight and masks for fc1.weight. " + SAME_LAYERS,
+        ),
+        (
+            lambda: three_layers(["fc1", "fc2"], seed=1),
+            lambda: three_layers("fc1"),
+            "for the weights that the model masks, got masks for fc2.weight. " + SAME_LAYERS,
+        ),
+        (
+            lambda: three_layers("fc1", seed=1),
+            lambda: three_layers(["fc1", "fc2"]),
+            "for the weights that the model masks, got dense weights for fc2.weight. " + SAME_LAYERS,
+        ),
+        (
+            lambda: three_layers("*", seed=1),
+            lambda: three_layers("fc1", transposable=False),
+            "for the weights that the model masks, got masks for fc2.weight, first.weight. " + SAME_LAYERS,
+        ),
+        (
+            pruned_fc1,
+            lambda: three_layers("fc2"),
+            "got dense weights for fc2.weight and masks for fc1.weight. " + SAME_LAYERS,
+        ),
+    ],
+)
+def test_masks_on_other_weights_are_refused_before_anything_is_loaded(source, target, text):
+    model = target()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(tm.CheckpointError, match=text) as caught:
+        model.load_state_dict(source().state_dict())
+    assert "\n" not in str(caught.value)
+    assert_same_state(model.state_dict(), before)
+
+
+def test_a_dense_state_is_refused_before_anything_is_loaded():
+    model, *_ = build()
+    before = copy.deepcopy(model.state_dict())
+    source, controller, _ = build(seed=1)
+    controller.remove()
+    with pytest.raises(tm.CheckpointError, match=r"got dense weights for 0.weight, 5.weight. Load it before sparsify"):
+        model.load_state_dict(source.state_dict())
+    assert_same_state(model.state_dict(), before)
+
+
+def test_a_weight_of_another_shape_is_refused_before_anything_is_loaded():
+    model, *_ = build()
+    before = copy.deepcopy(model.state_dict())
+    state = {**build(seed=1)[0].state_dict(), "5.parametrizations.weight.original": torch.ones(3, 3)}
+    with pytest.raises(tm.CheckpointError, match=r"must hold a weight of shape \(10, 32\) for 5.weight, got \(3, 3\)"):
+        model.load_state_dict(state)
+    assert_same_state(model.state_dict(), before)
+
+
+def test_a_part_of_a_state_is_loaded_where_that_is_asked_for():
+    model, source = three_layers(["fc1", "fc2"]), three_layers(["fc1", "fc2"], seed=1)
+    mask = model.fc2.parametrizations.weight[0].mask.clone()
+    part = {key: value for key, value in source.state_dict().items() if not key.startswith("fc2")}
+    part["head.parametrizations.weight.0.mask"] = torch.ones(4, 4, dtype=torch.bool)
+    missing, unexpected = model.load_state_dict(part, strict=False)
+    assert "fc2.parametrizations.weight.0.mask" in missing
+    assert unexpected == ["head.parametrizations.weight.0.mask"]
+    assert torch.equal(model.fc2.parametrizations.weight[0].mask, mask)
+    assert torch.equal(model.fc1.weight, source.fc1.weight)
+
+
+class SomeMask(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.ones(8, 8))
+
+    def forward(self, weight):
+        return weight * self.mask
+
+
+def test_masks_of_other_kinds_in_the_model_are_no_reason_to_refuse():
+    model, source = three_layers("fc2"), three_layers("fc2", seed=1)
+    for each in (model, source):
+        nn.utils.parametrize.register_parametrization(each.first, "weight", SomeMask())
+        nn.utils.prune.l1_unstructured(each.fc1, "weight", 0.5)
+    model.load_state_dict(source.state_dict())
+    assert_same_state(model.state_dict(), source.state_dict())

@@ -13,8 +13,9 @@ from torch import nn
 
 from ..errors import InvalidArgumentError, InvalidTypeError
 from ..pattern import Pattern
+from .gram import unobservable
 from .layers import select_weights
-from .layouts import Allowed
+from .layouts import PRUNED_LIVE, Allowed
 from .reconstruction import reconstruct
 from .reconstruction_report import ReconstructionReport
 
@@ -58,15 +59,31 @@ def supported_pattern(sparsity: float, m: int, *, confidence: float = 0.95) -> P
     >>> str(supported_pattern(0.9, 8)), str(supported_pattern(0.5, 8))
     ('2:8', '6:8')
     """
-    try:
-        m = operator.index(m)
-    except TypeError:
-        raise InvalidTypeError(f"`m` must be an integer, got {m!r}.") from None
-    for argument, value in (("sparsity", sparsity), ("confidence", confidence)):
-        if not 0 <= value <= 1:
-            raise InvalidArgumentError(f"`{argument}` must lie between 0 and 1, got {value}.")
+    m = _as_group_size(m)
+    sparsity, confidence = _as_share(sparsity, "sparsity"), _as_share(confidence, "confidence")
     zeros = max((k for k in range(1, m) if bdtrc(k - 1, m, sparsity) > confidence), default=0)
     return Pattern(m - zeros, m)
+
+
+def _as_group_size(m: int) -> int:
+    """Return an integer of any type as int."""
+    try:
+        return operator.index(m)
+    except TypeError:
+        raise InvalidTypeError(f"`m` must be an integer, got {m!r}. It is the group size, 8 in '4:8'.") from None
+
+
+def _as_share(value: float, argument: str) -> float:
+    """Return a number between 0 and 1 of any type as float."""
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError
+        share = float(value)
+    except (TypeError, ValueError, RuntimeError):  # the last is torch's, for more than one entry
+        raise InvalidTypeError(f"`{argument}` must be a number, got {type(value).__name__}.") from None
+    if not 0 <= share <= 1:
+        raise InvalidArgumentError(f"`{argument}` must lie between 0 and 1, got {value}.")
+    return share
 
 
 def convert_unstructured(
@@ -119,25 +136,27 @@ def convert_unstructured(
     >>> [str(fit.pattern) for fit in report.fits]
     ['4:8', '4:8']
     """
+    m = _as_group_size(m)
     if m < 2:
         raise InvalidArgumentError(f"`m` must be at least 2, got {m}. It is the group size, 8 in '4:8'.")
-    found, too_dense = _supported_patterns(model, m, confidence, transposable, options.get("allow", ()))
+    found, left = _supported_patterns(model, m, confidence, transposable, options.get("allow", ()))
     if not found:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(too_dense.items())[:8])
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:8])
         raise InvalidArgumentError(
             f"`model` must have a weight with enough zeros for N < {m}, got none: {reasons}. Prune it first."
         )
     report = reconstruct(model, calibration, found, transposable=transposable, **options)
-    return replace(report, left=tuple((name, too_dense.get(name, reason)) for name, reason in report.left))
+    return replace(report, left=tuple((name, left.get(name, reason)) for name, reason in report.left))
 
 
 def _supported_patterns(
     model: nn.Module, m: int, confidence: float, transposable: bool, allow: Collection[Allowed]
 ) -> tuple[dict[str, Pattern], dict[str, str]]:
-    """Choose the pattern of each weight, and say of which ones there are too few zeros."""
+    """Choose the pattern of each weight; say which ones have too few zeros, or a mask that is not permanent yet."""
+    report = select_weights(model, Pattern(1, m), transposable=transposable, allow=allow, refuse=unobservable(model))
     found: dict[str, Pattern] = {}
-    too_dense: dict[str, str] = {}
-    for choice in select_weights(model, Pattern(1, m), transposable=transposable, allow=allow).taken:
+    left = {choice.name: choice.reason for choice in report if choice.reason == PRUNED_LIVE}
+    for choice in report.taken:
         assert choice.layout is not None
         weight = getattr(choice.module, choice.attribute)
         sparsity = 1 - torch.count_nonzero(weight).item() / weight.numel()
@@ -146,5 +165,5 @@ def _supported_patterns(
         if pattern.n < min(m, max(sides) if transposable else sides[choice.layout.reduction]):
             found[choice.name] = pattern
         else:
-            too_dense[choice.name] = f"{sparsity:.1%} zeros support no pattern sparser than {pattern}"
-    return found, too_dense
+            left[choice.name] = f"{sparsity:.1%} zeros support no pattern sparser than {pattern}"
+    return found, left

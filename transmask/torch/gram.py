@@ -11,7 +11,7 @@ needs to know of X is G = X X.T, of shape (D, D).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,12 +22,25 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import InvalidArgumentError
 from .calibration import Calibration
+from .layers import WeightChoice
 
-__all__ = ["SupportedLayer", "collect_grams", "execution_order", "layer_rows"]
+__all__ = ["SupportedLayer", "collect_grams", "execution_order", "layer_rows", "unobservable"]
 
 SupportedLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 _CHUNK_ENTRIES = 1 << 22  # 32 MB of float64 at a time
+
+
+def unobservable(model: nn.Module) -> Callable[[WeightChoice], str]:
+    """Return a function that tells why no hook sees the inputs of a weight of `model`, or "" if one does."""
+    attended = {id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
+
+    def why(choice: WeightChoice) -> str:
+        if isinstance(choice.module, nn.MultiheadAttention) or id(choice.module) in attended:
+            return "inside MultiheadAttention, where its inputs cannot be observed"
+        return "" if isinstance(choice.module, SupportedLayer) else "neither a linear layer nor a convolution"
+
+    return why
 
 
 def collect_grams(

@@ -81,6 +81,7 @@ def select_weights(
     layers: LayerFilter = None,
     skip_ends: bool = False,
     allow: Collection[Allowed] = (),
+    refuse: Callable[[WeightChoice], str] = lambda choice: "",
 ) -> SelectionReport:
     """Go through every parameter of `model`.
 
@@ -97,6 +98,8 @@ def select_weights(
         Leave out the first and the last weight, in the order in which the modules were registered.
     allow : collection of {"grouped", "depthwise", "transposed"}
         Kinds of convolutions to take as well; of a grouped one, each group is a matrix.
+    refuse : callable, optional
+        Why the caller cannot take a parameter that could be taken otherwise, or "" if it can.
 
     Returns
     -------
@@ -117,15 +120,17 @@ def select_weights(
         if kind not in ALLOWED:
             raise unknown_choice("allow", kind, ALLOWED)
     choices = [_judge(choice, other, pattern, transposable, allow) for choice, other in _owned(model)]
+    reasons = [refuse(choice) if choice.taken else "" for choice in choices]
+    choices = [choice.refused(reason) if reason else choice for choice, reason in zip(choices, reasons, strict=True)]
     choices = _filter(choices, layers)
     if skip_ends:
         taken = [index for index, choice in enumerate(choices) if choice.taken]
         for index in {*taken[:1], *taken[-1:]}:
             choices[index] = choices[index].refused("the first or the last weight, left out by `skip_ends`")
     if not any(choice.taken for choice in choices):
-        reasons = "; ".join(f"{choice.name}: {choice.reason}" for choice in choices[:8])
+        listed = "; ".join(f"{choice.name}: {choice.reason}" for choice in choices[:8])
         raise InvalidArgumentError(
-            f"`model` must have a weight that can take {str(pattern)!r}, got none: {reasons or 'no parameters'}"
+            f"`model` must have a weight that can take {str(pattern)!r}, got none: {listed or 'no parameters'}"
             f"{' ...' if len(choices) > 8 else ''}. Choose other layers or another pattern."
         )
     return SelectionReport(choices)

@@ -11,10 +11,13 @@ from torch.nn.utils import parametrize
 
 from ..blocks import Array
 
-__all__ = ["ALLOWED", "Allowed", "Layout", "layout_of"]
+__all__ = ["ALLOWED", "PRUNED_LIVE", "Allowed", "Layout", "layout_of"]
 
 Allowed: TypeAlias = Literal["grouped", "depthwise", "transposed"]
 """Kinds of convolutions that are taken only on request."""
+
+PRUNED_LIVE = "pruned by torch.nn.utils.prune; make it permanent with prune.remove first"
+"""Why a weight is not taken that still carries its own mask."""
 
 ALLOWED: tuple[Allowed, ...] = ("grouped", "depthwise", "transposed")
 
@@ -75,7 +78,7 @@ def layout_of(module: nn.Module, attribute: str, *, allow: Collection[Allowed] =
     if attribute.startswith("original") and isinstance(module, parametrize.ParametrizationList):
         return "already parametrised; remove that first"
     if attribute.endswith("_orig") and hasattr(module, attribute.removesuffix("_orig") + "_mask"):
-        return "pruned by torch.nn.utils.prune; make it permanent with prune.remove first"
+        return PRUNED_LIVE
     if parameter.ndim < 2:
         return f"{parameter.ndim} axis: no matrix" if parameter.ndim else "a number: no matrix"
     if not parameter.is_floating_point():

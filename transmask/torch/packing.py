@@ -112,7 +112,7 @@ def unpack(packed: Packed) -> Array:
     Raises
     ------
     InvalidTypeError
-        If the dtype of the values is none that is packed.
+        If `packed` is no Packed, or the dtype of its values is none that is packed.
     InvalidArgumentError
         If the shapes of values and metadata do not belong together, or the metadata names a column twice.
 
@@ -122,6 +122,10 @@ def unpack(packed: Packed) -> Array:
     >>> np.array_equal(unpack(pack(matrix)), matrix)
     True
     """
+    if not isinstance(packed, Packed):
+        raise InvalidTypeError(
+            f"`packed` must be a Packed matrix, got {type(packed).__name__}. Pass what pack returned."
+        )
     nibbles = _nibbles_per_integer(packed.values.dtype)
     rows, half = packed.values.shape
     if packed.metadata.shape != (rows, half // (2 * nibbles)) or half % (4 * nibbles) or rows % (128 // nibbles):

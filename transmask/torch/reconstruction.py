@@ -17,9 +17,9 @@ from ..pattern import PatternLike
 from ..solvers import Solver
 from .adaprune import AdaPrune
 from .calibration import Calibration, ForwardFunction, batch_norm_layers, reestimate_batch_norm
-from .gram import SupportedLayer, collect_grams, execution_order
+from .gram import SupportedLayer, collect_grams, execution_order, unobservable
 from .layer_problem import LayerProblem, ReconstructionMethod
-from .layers import LayerFilter, SelectionReport, WeightChoice, select_weights
+from .layers import LayerFilter, WeightChoice, select_weights
 from .layouts import Allowed, Layout
 from .least_squares import LeastSquares
 from .reconstruction_report import LayerFit, ReconstructionReport
@@ -125,11 +125,6 @@ def reconstruct(
         for choice, rule in selections
         if choice.taken and choice.layout is not None and isinstance(choice.module, SupportedLayer)
     ]
-    if not jobs:
-        raise InvalidArgumentError(
-            "`model` must have a linear layer or a convolution that can take the pattern, got none: "
-            + "; ".join(f"{choice.name}: {choice.reason}" for choice, _ in selections[:8])
-        )
     if sequential:
         order = execution_order(model, [job.layer for job in jobs], data)
         jobs.sort(key=lambda job: order.index(job.layer))
@@ -168,9 +163,15 @@ def _select(
     if not isinstance(pattern, Mapping):
         rule = MaskRule.of(pattern, *options)
         report = select_weights(
-            model, rule.pattern, transposable=rule.transposable, layers=layers, skip_ends=skip_ends, allow=allow
+            model,
+            rule.pattern,
+            transposable=rule.transposable,
+            layers=layers,
+            skip_ends=skip_ends,
+            allow=allow,
+            refuse=unobservable(model),
         )
-        return [(choice, rule) for choice in _observable(model, report)]
+        return [(choice, rule) for choice in report]
     if layers is not None or skip_ends:
         raise InvalidArgumentError("`layers` and `skip_ends` must be left out where `pattern` names the weights.")
     if not pattern:
@@ -178,24 +179,18 @@ def _select(
     rules = {name: MaskRule.of(value, *options) for name, value in pattern.items()}
     chosen: dict[str, tuple[WeightChoice, MaskRule]] = {}
     for name, rule in rules.items():
-        report = select_weights(model, rule.pattern, transposable=rule.transposable, layers=[name], allow=allow)
-        for choice in _observable(model, report):
+        report = select_weights(
+            model,
+            rule.pattern,
+            transposable=rule.transposable,
+            layers=[name],
+            allow=allow,
+            refuse=unobservable(model),
+        )
+        for choice in report:
             if choice.taken or choice.name not in chosen:
                 chosen[choice.name] = choice, rule
     return list(chosen.values())
-
-
-def _observable(model: nn.Module, report: SelectionReport) -> list[WeightChoice]:
-    """Turn down weights whose inputs no hook sees."""
-    attended = {id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
-    choices = []
-    for choice in report:
-        if choice.taken and (isinstance(choice.module, nn.MultiheadAttention) or id(choice.module) in attended):
-            choice = choice.refused("inside MultiheadAttention, where its inputs cannot be observed")
-        elif choice.taken and not isinstance(choice.module, SupportedLayer):
-            choice = choice.refused("neither a linear layer nor a convolution")
-        choices.append(choice)
-    return choices
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ prune         <module>.<name>_orig, <module>.<name>_mask                        
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,9 @@ from .tensor_masks import MaskRule
 __all__ = ["MaskedEntry", "check_loaded_mask", "load_masks", "masked_entries"]
 
 StateDict = MutableMapping[str, Any]
+
+_MASK_KEY = re.compile(r"(.*\.|)parametrizations\.([^.]+)\.0\.mask")
+"""The key of a mask, in groups: what leads to its module, and the name of the weight there."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,9 +68,11 @@ def load_masks(module: nn.Module, state_dict: StateDict, prefix: str, *_: object
     Raises
     ------
     CheckpointError
-        If a mask is of another pattern or shape; the model is unchanged.
+        If a mask is of another pattern or shape, or a weight is masked here and dense there; the model is unchanged.
     """
-    for entry in masked_entries(module):
+    entries = list(masked_entries(module))
+    _check_masked_weights(module, {entry.name for entry in entries}, state_dict, prefix)
+    for entry in entries:
         attribute = entry.attribute
         stem = (prefix + entry.name).removesuffix(attribute)
         base = f"{stem}parametrizations.{attribute}."
@@ -79,10 +85,45 @@ def load_masks(module: nn.Module, state_dict: StateDict, prefix: str, *_: object
         _check_entry(entry, state_dict, f"{base}0.")
 
 
+def _check_masked_weights(module: nn.Module, wanted: set[str], state_dict: StateDict, prefix: str) -> None:
+    """Raise CheckpointError if a weight is masked in the model and dense in the state_dict, or the other way round.
+
+    A weight that is missing is no contradiction: torch hides from hooks whether loading is strict.
+    """
+    held = {_masked_weight(key, state_dict, prefix) for key in state_dict}
+    plain = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    dense = sorted(name for name in wanted - held if f"{prefix}{name}" in state_dict)
+    foreign = sorted(held & plain)
+    if dense or foreign:
+        got = [
+            f"{kind} for {_listed(names)}" for kind, names in (("dense weights", dense), ("masks", foreign)) if names
+        ]
+        remedy = "Call sparsify(layers=...) as in the run that saved it." if held - {""} else "Load it before sparsify."
+        raise CheckpointError(
+            f"`state_dict` must hold masks for the weights that the model masks, got {' and '.join(got)}. {remedy}"
+        )
+
+
+def _masked_weight(key: str, state_dict: StateDict, prefix: str) -> str:
+    """Return the name of the weight whose mask a key stands for, in either style, or ""."""
+    if not key.startswith(prefix):
+        return ""
+    if parametrized := _MASK_KEY.fullmatch(key, len(prefix)):
+        return "".join(parametrized.groups())
+    stem = key.removesuffix("_mask")
+    return stem[len(prefix) :] if stem != key and f"{stem}_orig" in state_dict else ""
+
+
+def _listed(names: list[str]) -> str:
+    """Join the first few names."""
+    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
+
+
 def _check_entry(entry: MaskedEntry, state_dict: StateDict, base: str) -> None:
     """Raise CheckpointError unless the mask of one weight is of the right pattern, shape and structure."""
     masked = entry.masked
     pattern, mask, duals = (state_dict.get(f"{base}{key}") for key in ("pattern", "mask", "_extra_state"))
+    weight = state_dict.get(f"{base.removesuffix('0.')}original")
     if pattern is not None and pattern.tolist() != masked.pattern.tolist():
         raise CheckpointError(
             f"`state_dict` must hold masks of {masked.mask_rule.pattern}, got {':'.join(map(str, pattern.tolist()))} "
@@ -90,6 +131,11 @@ def _check_entry(entry: MaskedEntry, state_dict: StateDict, base: str) -> None:
         )
     if mask is not None:
         state_dict[f"{base}mask"] = check_loaded_mask(mask, masked.mask, masked.layout, masked.mask_rule, entry.name)
+    if weight is not None and weight.shape != entry.original.shape:
+        raise CheckpointError(
+            f"`state_dict` must hold a weight of shape {tuple(entry.original.shape)} for {entry.name}, "
+            f"got {tuple(weight.shape)}."
+        )
     if duals is not None and duals.numel() not in (0, masked.duals_size()):
         raise CheckpointError(
             f"`state_dict` must hold {masked.duals_size()} dual variables for {entry.name}, got {duals.numel()}. "
