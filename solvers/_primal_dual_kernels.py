@@ -150,6 +150,7 @@ def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, no
                 elif tied & bit and lanes[STAGE, lane] != PERTURBED:
                     settled &= ~bit
                     lanes[STAGE, lane] = PERTURBED
+                    floors[lane] = -LARGEST_DUAL
                     for entry in range(m * m):
                         scores[entry * LANES + lane] += noise[entry]
 

@@ -30,8 +30,8 @@ Cost
     written once into the lanes, and the mask is written; nothing else is allocated but the scratch of a thread, less
     than 0.3 MB.
     Memory comes next: fetching the next row of blocks ahead saves a quarter of the time at 2:4 and a tenth at 8:16.
-    Blocks whose scores tie take up to 4 times as long as Gaussian ones. Scores over 60 decades take 5 to 9 times as
-    long up to M = 16, rank-one scores at 4:8 under "at_most" 6 times. After a change of the weights by 1e-3 a warm
+    Blocks whose scores tie take up to 4 times as long as Gaussian ones. Up to M = 8 scores over 60 decades take 5 to 9
+    times as long, rank-one scores at 4:8 under "at_most" 5 to 6 times. After a change of the weights by 1e-3 a warm
     start is twice as fast at 8:16 (docs/benchmark.json).
 When not to use it
     Blocks of more than 64 rows, for which no networks are generated. The first call ever compiles for some seconds.
