@@ -105,7 +105,7 @@ def test_without_torch_the_message_says_what_to_install(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == (
-        'MissingDependencyError transmask.torch needs PyTorch. Run in a checkout of transmask: pip install ".[torch]"'
+        'MissingDependencyError transmask.torch needs PyTorch. Run: pip install "transmask[torch]"'
     )
 
 

@@ -7,9 +7,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
-    raise MissingDependencyError(
-        'transmask.torch needs PyTorch. Run in a checkout of transmask: pip install ".[torch]"'
-    ) from None
+    raise MissingDependencyError('transmask.torch needs PyTorch. Run: pip install "transmask[torch]"') from None
 
 from .adaprune import AdaPrune
 from .controller import MaskController, RefreshRecord
