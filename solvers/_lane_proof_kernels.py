@@ -22,14 +22,19 @@ __all__ = ["NOISE_BITS", "define_proof_functions", "mark_lanes", "perturb_lanes"
 
 NOISE_BITS = 20  # of 28: more, and true scores are reordered; fewer, and tied blocks take more sweeps
 LARGEST_EXTRA = 5  # more bits where the scores leave room
+HIDDEN = 1 << NOISE_BITS  # scores below this are hidden by a perturbation
+ROOT_BITS = 147 * (1 << 23) - 127 * (1 << 20)  # added to an eighth of the bits of x in float32, gives 2**20 * x**(1/8)
 
 
 @native(types.none)
-def perturb_lanes(kernels, scores: np.ndarray, noise: np.ndarray):
+def perturb_lanes(kernels, scores: np.ndarray, exact: np.ndarray, noise: np.ndarray):
     """Add a perturbation to the scores of all lanes.
 
     It is the larger the fewer bits the scores of a block need: below a quarter of the least bit in use it hardly
     changes the order of two masks, and the sweeps, which move by amounts of its size, are the faster.
+
+    Where the perturbation would hide most scores of a block, because they lie decades apart, it is 16 times smaller,
+    and the eighth roots of the exact scores take the place of the scores: nearly always the same masks are optimal.
 
     Parameters
     ----------
@@ -37,14 +42,21 @@ def perturb_lanes(kernels, scores: np.ndarray, noise: np.ndarray):
         The table of the pattern.
     scores : ndarray of int32, shape (M * M * LANES,)
         Updated. Aligned to a vector.
+    exact : ndarray of int64, shape (M * M * LANES,)
+        The exact scores. Aligned to a vector.
     noise : ndarray of int32, shape (M * M,)
         Up to 2**NOISE_BITS.
     """
     m = int(kernels[M])
-    grid = scores.reshape(m * m, LANES)
+    grid, noise = scores.reshape(m * m, LANES), noise[: m * m, None]
+    hidden = (grid > 0) & (grid < HIDDEN)
+    wide = hidden.sum(axis=0) > (grid >= HIDDEN).sum(axis=0)
     union = np.bitwise_or.reduce(grid, axis=0)
     zeros = np.where(union == 0, 32, np.frexp((union & -union).astype(np.float64))[1] - 1)
-    grid += noise[: m * m, None] << np.clip(zeros - NOISE_BITS - 2, 0, LARGEST_EXTRA)
+    extra = np.clip(zeros - NOISE_BITS - 2, 0, LARGEST_EXTRA)
+    bits = exact.reshape(m * m, LANES).astype(np.float32).view(np.int32)
+    roots = ((bits >> 3) + ROOT_BITS).view(np.float32).astype(np.int32)
+    grid[...] = np.where(wide, roots + (noise >> 4), grid + (noise << extra))
 
 
 @native(types.none)
@@ -169,22 +181,38 @@ def _store(builder, vector, pointer, place):
 
 
 def _define_perturb_lanes(module, m):
-    with function(module, perturb_lanes, types.none) as (builder, scores, noise):
-        (scores,) = _vectors(builder, NARROW, scores)
+    with function(module, perturb_lanes, types.none) as (builder, scores, exact, noise):
+        (scores,), (exact,) = _vectors(builder, NARROW, scores), _vectors(builder, WIDE, exact)
         (noise,) = _vectors(builder, ir.IntType(32), noise)
-        union = cgutils.alloca_once_value(builder, ir.Constant(NARROW, [0] * LANES))
+
+        def constant(value):
+            return ir.Constant(NARROW, [value] * LANES)
+
+        union, balance = (cgutils.alloca_once_value(builder, constant(0)) for _ in range(2))
         with cgutils.for_range(builder, INDEX(m * m)) as entry:
-            builder.store(builder.or_(builder.load(union), _load(builder, scores, entry.index)), union)
+            score = _load(builder, scores, entry.index)
+            builder.store(builder.or_(builder.load(union), score), union)
+            positive = builder.zext(builder.icmp_signed(">", score, constant(0)), NARROW)
+            visible = builder.icmp_signed(">=", score, constant(HIDDEN))
+            counted = builder.select(visible, constant(-1), positive)
+            builder.store(builder.add(builder.load(balance), counted), balance)
         count_type = ir.FunctionType(NARROW, [NARROW, ir.IntType(1)])
         count_zeros = cgutils.get_or_insert_function(module, count_type, f"llvm.cttz.v{LANES}i32")
         zeros = builder.call(count_zeros, [builder.load(union), ir.IntType(1)(0)])
-        extra = builder.sub(zeros, ir.Constant(NARROW, [NOISE_BITS + 2] * LANES))
+        extra = builder.sub(zeros, constant(NOISE_BITS + 2))
         for order, bound in (("<", 0), (">", LARGEST_EXTRA)):
-            limit = ir.Constant(NARROW, [bound] * LANES)
+            limit = constant(bound)
             extra = builder.select(builder.icmp_signed(order, extra, limit), limit, extra)
+        wide = builder.icmp_signed(">", builder.load(balance), constant(0))
         with cgutils.for_range(builder, INDEX(m * m)) as entry:
-            shifted = builder.shl(splat(builder, builder.load(builder.gep(noise, [entry.index])), LANES), extra)
-            _store(builder, builder.add(_load(builder, scores, entry.index), shifted), scores, entry.index)
+            single = splat(builder, builder.load(builder.gep(noise, [entry.index])), LANES)
+            usual = builder.add(_load(builder, scores, entry.index), builder.shl(single, extra))
+            reals = ir.VectorType(ir.FloatType(), LANES)
+            bits = builder.bitcast(builder.sitofp(_load(builder, exact, entry.index), reals), NARROW)
+            bits = builder.add(builder.ashr(bits, constant(3)), constant(ROOT_BITS))
+            root = builder.fptosi(builder.bitcast(bits, reals), NARROW)
+            root = builder.add(root, builder.ashr(single, constant(4)))
+            _store(builder, builder.select(wide, root, usual), scores, entry.index)
         builder.ret_void()
 
 

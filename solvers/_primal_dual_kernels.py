@@ -29,16 +29,18 @@ import math
 import numpy as np
 
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL, half_sweep
-from ._jit import kernel
+from ._jit import bare_kernel
 from ._lane_kernels import SCORE_BITS, load_duals, load_lane, prepare_repair, score_shift, store_mask
-from ._repair_kernels import REPAIR_BITS, repair_block, repair_workspace
+from ._repair_kernels import REPAIR_BITS, repair_block
 
-__all__ = ["solve_span"]
+__all__ = ["TABLE_ROWS", "solve_span"]
 
 ALL_LANES = (1 << LANES) - 1
 
-# Rows of the table of lanes: where a block starts in the four arrays, and its state
-WEIGHTS_AT, MASK_AT, U_AT, V_AT, SHIFT, BORN, STAGE = range(7)
+# Rows of the table of lanes: where a block starts in the four arrays, its state, and, once for all lanes, where
+# `find_block` stands
+WEIGHTS_AT, MASK_AT, U_AT, V_AT, SHIFT, EXACT_SHIFT, BORN, STAGE, GRID_ROW = range(9)
+TABLE_ROWS = 9
 
 # Stages of a block, and how an attempt to finish it ends
 PLAIN, FLOORED, PERTURBED = range(3)
@@ -48,8 +50,10 @@ ZOOMED_BITS = 26  # thresholds of zoomed blocks; leaves two bits before scores a
 LARGEST_START = float(1 << 56)
 
 
-@kernel
-def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, noise, at_most, warm, limit):
+@bare_kernel
+def solve_span(
+    kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, lanes, workspace, noise, at_most, warm, limit
+):
     """Solve the blocks `todo` of a grid.
 
     Parameters
@@ -68,6 +72,10 @@ def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, no
     todo : ndarray of int64, shape (count,)
         Numbers of blocks.
     scratch : ndarray of int32, shape ((M * M + 3 * M + 1) * LANES,), aligned to 64 bytes
+    lanes : ndarray of int64, shape (TABLE_ROWS, LANES)
+        The table of lanes, zeros to begin with.
+    workspace : tuple
+        As made by `repair_workspace`.
     noise : ndarray of int32, shape (2 * M * M,)
         The perturbation of tied blocks, then as many zeros.
     at_most, warm : bool
@@ -79,9 +87,6 @@ def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, no
     scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
     middles, floors = scratch[entries + 2 * lines : entries + 3 * lines], scratch[entries + 3 * lines :]
     scratch[:] = 0
-    lanes = np.zeros((7, LANES), np.int64)
-    row = np.zeros(3, np.int64)
-    workspace = repair_workspace(m + 1)
     settled, busy, zoomed, fresh, coming, half_sweeps, expiry = 0, 0, 0, 0, 0, 0, limit
     while busy or zoomed or coming < len(todo):
         if busy != ALL_LANES and (zoomed or coming < len(todo)):
@@ -91,7 +96,7 @@ def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, no
                 if zoomed & bit:
                     load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane)
                 elif not busy & bit and coming < len(todo):
-                    place_block(kernels, weights, layout, todo[coming], row, lanes, lane)
+                    place_block(kernels, weights, layout, todo[coming], lanes, lane)
                     load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane)
                     coming += 1
                 else:
@@ -155,7 +160,7 @@ def solve_span(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, no
                         scores[entry * LANES + lane] += noise[entry]
 
 
-@kernel
+@bare_kernel
 def _expired(lanes, busy, half_sweeps, limit):
     """Return the lanes whose blocks are `limit` half sweeps old, and when the next one will be."""
     expired, expiry = 0, half_sweeps + limit
@@ -169,21 +174,21 @@ def _expired(lanes, busy, half_sweeps, limit):
     return expired, expiry
 
 
-@kernel
-def place_block(kernels, weights, layout, block, row, lanes, lane):
-    """Give a block to a lane: where it lies, and how its scores are scaled; `row` as for `find_block`."""
-    find_block(layout, block, row, lanes, lane)
+@bare_kernel
+def place_block(kernels, weights, layout, block, lanes, lane):
+    """Give a block to a lane: where it lies, and how its scores are scaled."""
+    find_block(layout, block, lanes, lane)
     lanes[SHIFT, lane] = score_shift(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3])
 
 
-@kernel
-def find_block(layout, block, row, starts, place):
-    """Write where a block starts in the four arrays to starts[:4, place].
+@bare_kernel
+def find_block(layout, block, lanes, lane):
+    """Write where a block starts in the four arrays into the table of lanes.
 
-    `row` holds the number of the first block of a row, the matrix, and the row of blocks within, zeros to begin with.
-    It is moved to the row of the block: two divisions take longer than loading a small block, and blocks mostly come in
-    ascending order.
+    GRID_ROW holds the number of the first block of a row, the matrix, and the row of blocks within. It is moved to the
+    row of the block: two divisions take longer than loading a small block, and blocks mostly come in ascending order.
     """
+    row = lanes[GRID_ROW]
     if block < row[0] or block - row[0] >= 4 * layout[0, 1]:
         number = block // layout[0, 1]
         row[0], row[1] = number * layout[0, 1], number // layout[0, 0]
@@ -195,12 +200,12 @@ def find_block(layout, block, row, starts, place):
             row[1] += 1
             row[2] = 0
     for array in range(4):
-        starts[array, place] = (
+        lanes[array, lane] = (
             row[1] * layout[array + 1, 0] + row[2] * layout[array + 1, 1] + (block - row[0]) * layout[array + 1, 2]
         )
 
 
-@kernel
+@bare_kernel
 def load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane):
     """Put the integer scores of a block into its lane, and the duals it starts from."""
     load_lane(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane)
@@ -215,14 +220,14 @@ def load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, flo
             v[j * LANES + lane] = 0
 
 
-@kernel
+@bare_kernel
 def powers(exponent):
     """Split 2**exponent, which may overflow, into two powers of two that do not."""
     half = exponent // 2
     return math.ldexp(1.0, int(half)), math.ldexp(1.0, int(exponent - half))
 
 
-@kernel
+@bare_kernel
 def zoom_block(middles, v, lanes, lane, m):
     """Scale a block up whose thresholds are tiny beside its largest score; return False if they are all 0.
 
@@ -242,7 +247,7 @@ def zoom_block(middles, v, lanes, lane, m):
     return True
 
 
-@kernel
+@bare_kernel
 def _finish(kernels, weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, at_most):
     """Write the answer for a block that is done, unless "at_most" needs a floor or a capped score was lost."""
     shift = 0
@@ -261,7 +266,7 @@ def _finish(kernels, weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, a
     return FINISHED
 
 
-@kernel
+@bare_kernel
 def _least_sum(u, v, lane, m):
     """Return the least sum of a row dual and a column dual, and the shift that makes both minima equal."""
     least_u, least_v = u[lane], v[lane]
@@ -271,7 +276,7 @@ def _least_sum(u, v, lane, m):
     return np.int64(least_u) + least_v, (np.int64(least_v) - least_u) >> 1
 
 
-@kernel
+@bare_kernel
 def _rests_at_zero(middles, lane, m):
     """Tell whether the middle of a line is 0, as it is where zeros tie."""
     zeros = 0
@@ -280,7 +285,7 @@ def _rests_at_zero(middles, lane, m):
     return zeros > 0
 
 
-@kernel
+@bare_kernel
 def set_floor(u, v, floors, lane, m):
     """Put a floor of 0 under the duals of a lane, after the shift that leaves the least below it."""
     floors[lane] = 0
@@ -290,7 +295,7 @@ def set_floor(u, v, floors, lane, m):
         v[line * LANES + lane] = max(0, v[line * LANES + lane] - shift)
 
 
-@kernel
+@bare_kernel
 def _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, m):
     """Write the duals of a block, shifted and scaled back."""
     first, second = powers(-lanes[SHIFT, lane])
@@ -299,7 +304,7 @@ def _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, m):
         v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = (v[j * LANES + lane] - shift) * first * second
 
 
-@kernel
+@bare_kernel
 def _repair(kernels, weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most):
     """Hand a block over to phase 2, with the mask at the thresholds of its lane to begin with."""
     m, n = layout[0, 3], layout[0, 2]

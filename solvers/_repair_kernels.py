@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._jit import kernel
+from ._jit import bare_kernel
 from ._lane_kernels import NEVER
 from ._relax_kernels import relax
 
@@ -32,7 +32,7 @@ REPAIR_BITS = 51  # float64 holds u + v exactly; paths of 128 arcs stay below NE
 QUICK_ROUNDS = 4  # Bellman-Ford rounds before predecessors are kept, which costs three times as much a round
 
 
-@kernel
+@bare_kernel
 def repair_block(scores, flow, n, has_dummy, u, v, work, kernels):
     """Make `flow` and the duals optimal.
 
@@ -53,7 +53,7 @@ def repair_block(scores, flow, n, has_dummy, u, v, work, kernels):
         The table of the pattern.
     """
     size = len(u)
-    removable, addable, target, row_from, column_from, row_distance, column_distance = work
+    removable, addable, target, row_from, column_from, row_distance, column_distance, row_done, column_done = work
     for i in range(size - 1):
         target[i] = n
         _refill_row(scores, flow, removable, addable, v, i, n, has_dummy)
@@ -61,8 +61,9 @@ def repair_block(scores, flow, n, has_dummy, u, v, work, kernels):
     _set_dummies(scores, flow, removable, addable, n, has_dummy)
     _settle(scores, flow, removable, addable, n, u, v, row_from, column_from, kernels)
     while _augment(
-        scores, flow, removable, addable, n, u, v, target, row_from, column_from, row_distance, column_distance
-    ):
+        scores, flow, removable, addable, n, u, v, target,
+        row_from, column_from, row_distance, column_distance, row_done, column_done,
+    ):  # fmt: skip
         pass
     if has_dummy:
         shift = u[size - 1]
@@ -71,7 +72,7 @@ def repair_block(scores, flow, n, has_dummy, u, v, work, kernels):
             v[line] += shift
 
 
-@kernel
+@bare_kernel
 def _refill_row(scores, flow, removable, addable, v, i, n, has_dummy):
     """Remove the least or add the largest score - v of a row until it keeps N; under "at_most" no negative ones."""
     size = len(scores)
@@ -91,7 +92,7 @@ def _refill_row(scores, flow, removable, addable, v, i, n, has_dummy):
         _mark(scores, flow, removable, addable, i, place, n)
 
 
-@kernel
+@bare_kernel
 def _set_dummies(scores, flow, removable, addable, n, has_dummy):
     """Let the dummies take up what the lines leave free, or take them out of the problem."""
     last = len(scores) - 1
@@ -115,28 +116,14 @@ def _set_dummies(scores, flow, removable, addable, n, has_dummy):
         _mark(scores, flow, removable, addable, last, line, n)
 
 
-@kernel
 def repair_workspace(size):
-    """Allocate (scores, flow, u, v, work) as `repair_block` takes them for E = `size`, zero."""
-    work = (
-        np.empty((size, size), np.int64),
-        np.empty((size, size), np.int64),
-        np.empty(size, np.int64),
-        np.empty(size, np.int64),
-        np.empty(size, np.int64),
-        np.empty(size, np.int64),
-        np.empty(size, np.int64),
-    )
-    return (
-        np.zeros((size, size), np.int64),
-        np.zeros((size, size), np.int64),
-        np.zeros(size, np.int64),
-        np.zeros(size, np.int64),
-        work,
-    )
+    """Allocate (scores, flow, u, v, work) as `repair_block` takes them for E = `size`."""
+    grids = [np.zeros((size, size), np.int64) for _ in range(4)]
+    lines = [np.zeros(size, np.int64) for _ in range(9)]
+    return *grids[:2], *lines[:2], (*grids[2:], *lines[2:])
 
 
-@kernel
+@bare_kernel
 def _mark(scores, flow, removable, addable, i, j, n):
     """Set the score at which flow can be removed from or added to (i, j), or NEVER and -NEVER where it cannot."""
     last = len(scores) - 1
@@ -147,7 +134,7 @@ def _mark(scores, flow, removable, addable, i, j, n):
     addable[i, j] = scores[i, j] if flow[i, j] < capacity else -NEVER
 
 
-@kernel
+@bare_kernel
 def _settle(scores, flow, removable, addable, n, u, v, row_from, column_from, kernels):
     """Find duals with complementary slackness by Bellman-Ford, improving the mask where a cycle asks for it."""
     for _ in range(QUICK_ROUNDS):
@@ -173,7 +160,7 @@ def _settle(scores, flow, removable, addable, n, u, v, row_from, column_from, ke
         column_from[:] = -1
 
 
-@kernel
+@bare_kernel
 def _relax_tracked(removable, addable, u, v, row_from, column_from):
     """Do what `relax` does, and remember for each dual that changed where its new value came from."""
     size = len(u)
@@ -193,7 +180,7 @@ def _relax_tracked(removable, addable, u, v, row_from, column_from):
     return changed
 
 
-@kernel
+@bare_kernel
 def _find_cycle(row_from, column_from):
     """Return a column on a cycle of the predecessors, or -1."""
     size = len(row_from)
@@ -208,8 +195,11 @@ def _find_cycle(row_from, column_from):
     return -1
 
 
-@kernel
-def _augment(scores, flow, removable, addable, n, u, v, target, row_from, column_from, row_distance, column_distance):
+@bare_kernel
+def _augment(
+    scores, flow, removable, addable, n, u, v, target,
+    row_from, column_from, row_distance, column_distance, row_done, column_done,
+):  # fmt: skip
     """Move one unit from the columns that keep too much to the nearest that keeps too little; return whether it did."""
     size = len(u)
     row_distance[:] = NEVER
@@ -223,7 +213,7 @@ def _augment(scores, flow, removable, addable, n, u, v, target, row_from, column
     if not surplus:
         return False
     end, distance = _shortest_path(
-        flow, removable, addable, u, v, target, row_from, column_from, row_distance, column_distance
+        flow, removable, addable, u, v, target, row_from, column_from, row_distance, column_distance, row_done, column_done
     )
     for line in range(size):
         u[line] += min(row_distance[line], distance)
@@ -239,7 +229,7 @@ def _augment(scores, flow, removable, addable, n, u, v, target, row_from, column
     return True
 
 
-@kernel
+@bare_kernel
 def _column_sum(flow, j):
     """Return what a column keeps."""
     total = 0
@@ -248,15 +238,17 @@ def _column_sum(flow, j):
     return total
 
 
-@kernel
-def _shortest_path(flow, removable, addable, u, v, target, row_from, column_from, row_distance, column_distance):
+@bare_kernel
+def _shortest_path(
+    flow, removable, addable, u, v, target, row_from, column_from, row_distance, column_distance, row_done, column_done
+):
     """Run Dijkstra from the columns at distance 0; return the first column that keeps too little, and its distance.
 
     Distances that are final are those up to the one returned; `_augment` needs no others.
     """
     size = len(u)
-    row_done = np.zeros(size, np.bool_)
-    column_done = np.zeros(size, np.bool_)
+    row_done[:] = 0
+    column_done[:] = 0
     while True:
         nearest, place, is_row = NEVER, -1, False
         for line in range(size):
@@ -265,7 +257,7 @@ def _shortest_path(flow, removable, addable, u, v, target, row_from, column_from
             if not row_done[line] and row_distance[line] < nearest:
                 nearest, place, is_row = row_distance[line], line, True
         if is_row:
-            row_done[place] = True
+            row_done[place] = 1
             for j in range(size):
                 if addable[place, j] > -NEVER and not column_done[j]:
                     distance = nearest + u[place] + v[j] - addable[place, j]
@@ -275,7 +267,7 @@ def _shortest_path(flow, removable, addable, u, v, target, row_from, column_from
         else:
             if _column_sum(flow, place) < target[place]:
                 return place, nearest
-            column_done[place] = True
+            column_done[place] = 1
             for i in range(size):
                 if removable[i, place] < NEVER and not row_done[i]:
                     distance = nearest + removable[i, place] - u[i] - v[place]

@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 
 from ._dual_sweep_kernels import LARGEST_DUAL, LineVectors
-from ._jit import kernel
+from ._jit import bare_kernel
 from ._lane_kernels import Rows, clamped_duals, quantised_rows
 from ._native import INDEX, M, N, function, native, splat
 from ._primal_dual_kernels import MASK_AT, SHIFT, U_AT, V_AT, WEIGHTS_AT, place_block
@@ -22,13 +22,13 @@ from ._primal_dual_kernels import MASK_AT, SHIFT, U_AT, V_AT, WEIGHTS_AT, place_
 __all__ = ["confirm_block", "confirm_start", "define_confirm_block"]
 
 
-@kernel
-def confirm_start(kernels, weights, mask, u_flat, v_flat, layout, todo, at_most):
+@bare_kernel
+def confirm_start(kernels, weights, mask, u_flat, v_flat, layout, todo, lanes, at_most):
     """Finish the blocks `todo` that half a sweep from their row duals settles, and move the others to its front.
 
     Parameters
     ----------
-    kernels, weights, mask, u_flat, v_flat, layout, at_most
+    kernels, weights, mask, u_flat, v_flat, layout, lanes, at_most
         As for `solve_span`.
     todo : ndarray of int64, shape (count,)
         Numbers of blocks. Its front is overwritten.
@@ -38,14 +38,13 @@ def confirm_start(kernels, weights, mask, u_flat, v_flat, layout, todo, at_most)
     int
         How many blocks are left.
     """
-    lanes, row = np.zeros((7, 1), np.int64), np.zeros(3, np.int64)
-    left = 0
+    left, lane = 0, np.int64(0)  # for a literal 0 numba would compile `place_block` once more
     for place in range(len(todo)):
-        place_block(kernels, weights, layout, todo[place], row, lanes, 0)
+        place_block(kernels, weights, layout, todo[place], lanes, lane)
         confirmed = confirm_block(
-            kernels, weights, lanes[WEIGHTS_AT, 0], layout[1, 3], lanes[SHIFT, 0],
-            u_flat, lanes[U_AT, 0], layout[3, 3], v_flat, lanes[V_AT, 0], layout[4, 3],
-            mask, lanes[MASK_AT, 0], layout[2, 3], at_most,
+            kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane],
+            u_flat, lanes[U_AT, lane], layout[3, 3], v_flat, lanes[V_AT, lane], layout[4, 3],
+            mask, lanes[MASK_AT, lane], layout[2, 3], at_most,
         )  # fmt: skip
         todo[left] = todo[place]
         left += 1 - confirmed

@@ -9,14 +9,13 @@ that prove a mask, or a cycle along which an exchange improves it. The few that 
 
 from __future__ import annotations
 
-import numpy as np
-
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL, half_sweep
-from ._jit import kernel
+from ._jit import bare_kernel
 from ._lane_kernels import NEVER, SCORE_BITS, load_exact_lane, load_lane
 from ._lane_proof_kernels import mark_lanes, perturb_lanes, relax_lanes, store_masks
 from ._primal_dual_kernels import (
     ALL_LANES,
+    EXACT_SHIFT,
     MASK_AT,
     SHIFT,
     U_AT,
@@ -30,16 +29,19 @@ from ._repair_kernels import REPAIR_BITS
 
 __all__ = ["settle_ties"]
 
-QUICK_ROUNDS = 2  # of Bellman-Ford, after which cycles are looked for
+QUICK_ROUNDS = 3  # of Bellman-Ford, after which cycles are looked for
+ROUNDS_A_LOOK = 2  # fewer, and most looks are in vain
 
 
-@kernel
-def settle_ties(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, exact_scratch, noise, at_most, limit):
+@bare_kernel
+def settle_ties(
+    kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, exact_scratch, lanes, noise, at_most, limit
+):
     """Solve the blocks `todo`.
 
     Parameters
     ----------
-    kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, noise, at_most
+    kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, lanes, noise, at_most
         As for `solve_span`.
     exact_scratch : ndarray of int64, shape ((3 * M + 7) * (M + 1) * LANES,), aligned to 64 bytes
     limit : int
@@ -50,17 +52,14 @@ def settle_ties(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, e
     scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
     middles, floors = scratch[entries + 2 * lines : entries + 3 * lines], scratch[entries + 3 * lines :]
     proof = _proof_arrays(exact_scratch, m, m + 1 if at_most else m)
-    lanes = np.zeros((7, LANES), np.int64)
-    exact_shifts = np.zeros(LANES, np.int64)
-    row = np.zeros(3, np.int64)
     for first in range(0, len(todo), LANES):
         taken = min(LANES, len(todo) - first)
         for lane in range(LANES):
-            place_block(kernels, weights, layout, todo[first + min(lane, taken - 1)], row, lanes, lane)
-            exact_shifts[lane] = lanes[SHIFT, lane] + REPAIR_BITS - SCORE_BITS
+            place_block(kernels, weights, layout, todo[first + min(lane, taken - 1)], lanes, lane)
+            lanes[EXACT_SHIFT, lane] = lanes[SHIFT, lane] + REPAIR_BITS - SCORE_BITS
             start = lanes[WEIGHTS_AT, lane]
             load_lane(kernels, weights, start, layout[1, 3], lanes[SHIFT, lane], scores, lane)
-            load_exact_lane(kernels, weights, start, layout[1, 3], exact_shifts[lane], proof[0], lane)
+            load_exact_lane(kernels, weights, start, layout[1, 3], lanes[EXACT_SHIFT, lane], proof[0], lane)
         u[:] = 0
         v[:] = 0
         floors[:] = -LARGEST_DUAL
@@ -68,17 +67,17 @@ def settle_ties(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, e
         for lane in range(LANES):
             if low >> lane & 1 and zoom_block(middles, v, lanes, lane, m):
                 load_lane(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane)
-        perturb_lanes(kernels, scores, noise)
+        perturb_lanes(kernels, scores, proof[0], noise)
         settled = _sweep(kernels, scores, u, v, middles, floors, m, limit)
         _prove(kernels, scores, u, middles, proof, n, m, at_most, settled)
         which = (1 << taken) - 1
         store_masks(kernels, proof[1], len(proof[3]) // LANES, mask, lanes[MASK_AT], layout[2, 3], which)
         if u_flat.size:
             for lane in range(taken):
-                _store_duals(u_flat, v_flat, layout, proof[3], proof[4], exact_shifts[lane], lanes, lane, at_most)
+                _store_duals(u_flat, v_flat, layout, proof[3], proof[4], lanes, lane, at_most)
 
 
-@kernel
+@bare_kernel
 def _sweep(kernels, scores, u, v, middles, floors, m, limit):
     """Sweep until all lanes settle; return which are settled at u and `middles`."""
     settled = 0
@@ -90,7 +89,7 @@ def _sweep(kernels, scores, u, v, middles, floors, m, limit):
     return settled
 
 
-@kernel
+@bare_kernel
 def _proof_arrays(memory, m, size):
     """Divide memory into exact scores, removable, addable, u, v, row_from and column_from."""
     entries, arcs, lines = m * m * LANES, size * size * LANES, size * LANES
@@ -106,7 +105,7 @@ def _proof_arrays(memory, m, size):
     )
 
 
-@kernel
+@bare_kernel
 def _prove(kernels, scores, u, v, proof, n, m, at_most, settled):
     """Make the masks of all lanes optimal, and find duals that prove it.
 
@@ -114,13 +113,15 @@ def _prove(kernels, scores, u, v, proof, n, m, at_most, settled):
     few dozen rounds that occur stay far below NEVER.
     """
     exact, removable, addable, exact_u, exact_v, row_from, column_from = proof
-    size = m + 1 if at_most else m
+    size, all_lines = m + 1 if at_most else m, (1 << m) - 1
     mark_lanes(kernels, scores, u, v, exact, removable, addable, size)
     for lane in range(LANES):
         if not settled >> lane & 1:
             _mark_fixed(exact, removable, addable, n, m, size, lane)
         if at_most:
-            _set_dummies(removable, addable, n, m, lane)
+            _set_dummies(removable, addable, n, m, lane, all_lines, all_lines)
+            removable[(size * size - 1) * LANES + lane] = 0
+            addable[(size * size - 1) * LANES + lane] = 0
     exact_u[:] = 2 * NEVER
     exact_v[:] = 0
     row_from[:] = -1
@@ -129,12 +130,13 @@ def _prove(kernels, scores, u, v, proof, n, m, at_most, settled):
     while unproven:
         unproven &= relax_lanes(kernels, removable, addable, exact_u, exact_v, row_from, column_from, size)
         rounds += 1
-        for lane in range(LANES if rounds > QUICK_ROUNDS else 0):
+        looks = rounds > QUICK_ROUNDS and (rounds - QUICK_ROUNDS) % ROUNDS_A_LOOK == 1
+        for lane in range(LANES if looks else 0):
             if unproven >> lane & 1:
                 _cancel_cycle(exact, removable, addable, row_from, column_from, n, m, at_most, lane)
 
 
-@kernel
+@bare_kernel
 def _mark_fixed(exact, removable, addable, n, m, size, lane):
     """Mark a mask of a lane that keeps N in every line, whatever the scores."""
     for i in range(m):
@@ -143,69 +145,79 @@ def _mark_fixed(exact, removable, addable, n, m, size, lane):
             removable[place], addable[place] = score if kept else NEVER, -NEVER if kept else score
 
 
-@kernel
+@bare_kernel
 def _cancel_cycle(exact, removable, addable, row_from, column_from, n, m, at_most, lane):
     """Exchange along a cycle of the predecessors, if there is one: it improves the mask."""
     size = m + 1 if at_most else m
     j = _column_on_cycle(row_from, column_from, size, lane)
     if j < 0:
         return
-    start = j
+    start, rows, columns = j, 0, 0
     while True:
         i = column_from[j * LANES + lane]
         if i < m and j < m:
             removable[(i * size + j) * LANES + lane] = exact[(i * m + j) * LANES + lane]
             addable[(i * size + j) * LANES + lane] = -NEVER
+        rows |= (j == m) << i
+        columns |= (i == m) << j
         j = row_from[i * LANES + lane]
         if i < m and j < m:
             removable[(i * size + j) * LANES + lane] = NEVER
             addable[(i * size + j) * LANES + lane] = exact[(i * m + j) * LANES + lane]
+        rows |= (j == m) << i
+        columns |= (i == m) << j
         if j == start:
             break
     if at_most:
-        _set_dummies(removable, addable, n, m, lane)
+        _set_dummies(removable, addable, n, m, lane, rows, columns)
     for line in range(size):
         row_from[line * LANES + lane] = -1
         column_from[line * LANES + lane] = -1
 
 
-@kernel
+@bare_kernel
 def _column_on_cycle(row_from, column_from, size, lane):
     """Return a column on a cycle of the predecessors of a lane, or -1."""
-    seen = np.zeros(size, np.int64)
+    seen = 0
     for start in range(size):
-        j = start
-        while j >= 0 and seen[j] == 0:
-            seen[j] = start + 1
+        j, path = start, 0
+        while j >= 0 and not (seen | path) >> j & 1:
+            path |= 1 << j
             i = column_from[j * LANES + lane]
             j = row_from[i * LANES + lane] if i >= 0 else -1
-        if j >= 0 and seen[j] == start + 1:
+        if j >= 0 and path >> j & 1:
             return j
+        seen |= path
     return -1
 
 
-@kernel
-def _set_dummies(removable, addable, n, m, lane):
-    """Let the dummies take up what the lines of a lane leave free; cf. `_repair_kernels`."""
+@bare_kernel
+def _set_dummies(removable, addable, n, m, lane, rows, columns):
+    """Let the dummies take up what some rows and columns of a lane leave free; cf. `_repair_kernels`."""
     size = m + 1
     for line in range(m):
-        in_row, in_column = 0, 0
-        for other in range(m):
-            in_row += removable[(line * size + other) * LANES + lane] < NEVER
-            in_column += removable[(other * size + line) * LANES + lane] < NEVER
-        row, column = (line * size + m) * LANES + lane, (m * size + line) * LANES + lane
-        removable[row], addable[row] = 0 if in_row < n else NEVER, 0 if in_row > 0 else -NEVER
-        removable[column], addable[column] = 0 if in_column < n else NEVER, 0 if in_column > 0 else -NEVER
-    last = (size * size - 1) * LANES + lane
-    removable[last], addable[last] = 0, 0
+        if rows >> line & 1:
+            _set_dummy(removable, addable, n, m, line * size * LANES + lane, LANES)
+        if columns >> line & 1:
+            _set_dummy(removable, addable, n, m, line * LANES + lane, size * LANES)
 
 
-@kernel
-def _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, at_most):
+@bare_kernel
+def _set_dummy(removable, addable, n, m, start, step):
+    kept = 0
+    for entry in range(m):
+        kept += removable[start + entry * step] < NEVER
+    place = start + m * step
+    removable[place] = 0 if kept < n else NEVER
+    addable[place] = 0 if kept > 0 else -NEVER
+
+
+@bare_kernel
+def _store_duals(u_flat, v_flat, layout, u, v, lanes, lane, at_most):
     """Write the duals of a lane, so shifted that those of the dummies are 0."""
     m = layout[0, 3]
     centre = u[m * LANES + lane] if at_most else 0
-    first, second = powers(-shift)
+    first, second = powers(-lanes[EXACT_SHIFT, lane])
     for j in range(m):
         u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = (u[j * LANES + lane] - centre) * first * second
         v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = (v[j * LANES + lane] + centre) * first * second

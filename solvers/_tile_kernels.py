@@ -17,12 +17,12 @@ from numba import types
 from numba.core import cgutils
 
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL, LineVectors, half_sweep, interleave
-from ._jit import kernel
+from ._jit import bare_kernel
 from ._lane_kernels import SCORE_BITS
 from ._native import INDEX, WEIGHT_BYTES, M, function, native, prefetch, splat, weight_type
-from ._primal_dual_kernels import find_block
+from ._primal_dual_kernels import BORN, GRID_ROW, MASK_AT, U_AT, V_AT, WEIGHTS_AT, find_block
 
-__all__ = ["LARGEST_TILE_M", "define_solve_tile", "solve_tile", "solve_tiles"]
+__all__ = ["LARGEST_TILE_M", "define_solve_tile", "solve_tile", "solve_tiles", "spare_tile"]
 
 LARGEST_TILE_M = 8  # 2.4 times faster than single lanes at 4:8, 7 times at 2:4, and no faster at 8:16
 
@@ -34,8 +34,8 @@ def tile_sweeps(m):
     return 5 if m <= 4 else 7
 
 
-@kernel
-def solve_tiles(kernels, weights, mask, u_flat, v_flat, layout, first, last, at_most, left):
+@bare_kernel
+def solve_tiles(kernels, weights, mask, u_flat, v_flat, layout, first, last, lanes, spare, at_most, left):
     """Solve what can be solved of the blocks `first` to `last` - 1, and list the blocks that are left.
 
     Parameters
@@ -52,6 +52,10 @@ def solve_tiles(kernels, weights, mask, u_flat, v_flat, layout, first, last, at_
         As for `solve_span`.
     first, last : int
         Numbers of blocks.
+    lanes : ndarray of int64, shape (TABLE_ROWS, LANES)
+        A table of lanes, zeros to begin with.
+    spare : tuple
+        As made by `spare_tile`.
     at_most : bool
     left : ndarray of int64, shape (last - first,)
         Its first entries are overwritten with the blocks that are left.
@@ -65,43 +69,40 @@ def solve_tiles(kernels, weights, mask, u_flat, v_flat, layout, first, last, at_
     side_by_side = layout[1, 2] == m and layout[2, 2] == m
     if u_flat.size:
         side_by_side = side_by_side and layout[3, 2] == 1 and layout[4, 2] == m and layout[4, 3] == 1
-    spare = _spare_tile(m)
-    starts, row = np.zeros((4, LANES), np.int64), np.zeros(3, np.int64)
-    waiting = np.zeros(LANES, np.int64)
+    row, waiting = lanes[GRID_ROW], lanes[BORN]
     block = first
     count = waits = last - last  # numba would compile what they are passed to once more for a literal 0
     while block < last:
-        find_block(layout, block, row, starts, waits)
+        find_block(layout, block, lanes, waits)
         if not side_by_side or row[0] + layout[0, 1] - block < LANES or last - block < LANES:
             waiting[waits] = block
             waits += 1
             if waits == LANES:
-                solved = _solve_apart(kernels, weights, mask, u_flat, v_flat, layout, starts, waits, spare, at_most)
+                solved = _solve_apart(kernels, weights, mask, u_flat, v_flat, layout, lanes, waits, spare, at_most)
                 count = _list_unsolved(waiting, waits, solved, left, count)
                 waits = 0
             block += 1
             continue
         solved = solve_tile(
-            kernels, weights, starts[0, waits], layout[1, 3], mask, starts[1, waits], layout[2, 3],
-            u_flat, starts[2, waits], layout[3, 3], v_flat, starts[3, waits], u_flat.size, at_most,
+            kernels, weights, lanes[WEIGHTS_AT, waits], layout[1, 3], mask, lanes[MASK_AT, waits], layout[2, 3],
+            u_flat, lanes[U_AT, waits], layout[3, 3], v_flat, lanes[V_AT, waits], u_flat.size, at_most,
         )  # fmt: skip
         if solved != (1 << LANES) - 1:
             for lane in range(LANES):
                 left[count] = block + lane
                 count += 1 - (solved >> lane & 1)
         block += LANES
-    solved = _solve_apart(kernels, weights, mask, u_flat, v_flat, layout, starts, waits, spare, at_most)
+    solved = _solve_apart(kernels, weights, mask, u_flat, v_flat, layout, lanes, waits, spare, at_most)
     return _list_unsolved(waiting, waits, solved, left, count)
 
 
-@kernel
-def _spare_tile(m):
+def spare_tile(m):
     """Allocate weights, mask, u and v of LANES blocks side by side."""
     entries, lines = m * m * LANES, m * LANES
     return np.zeros(2 * entries, np.float32), np.zeros(entries, np.bool_), np.zeros(lines), np.zeros(lines)
 
 
-@kernel
+@bare_kernel
 def _list_unsolved(blocks, length, solved, left, count):
     """Append to `left` the blocks whose bit is not set; return how many it lists."""
     for lane in range(length):
@@ -111,8 +112,8 @@ def _list_unsolved(blocks, length, solved, left, count):
     return count
 
 
-@kernel
-def _solve_apart(kernels, weights, mask, u_flat, v_flat, layout, starts, length, spare, at_most):
+@bare_kernel
+def _solve_apart(kernels, weights, mask, u_flat, v_flat, layout, lanes, length, spare, at_most):
     """Solve blocks that do not stand side by side in a tile to which they are copied."""
     m = layout[0, 3]
     stride = LANES * m
@@ -121,7 +122,7 @@ def _solve_apart(kernels, weights, mask, u_flat, v_flat, layout, starts, length,
     entries = weights.view(np.float32)
     for lane in range(length):
         for i in range(m):
-            source, target = words * (starts[0, lane] + i * layout[1, 3]), words * (i * stride + lane * m)
+            source, target = words * (lanes[WEIGHTS_AT, lane] + i * layout[1, 3]), words * (i * stride + lane * m)
             for word in range(words * m):
                 tile[target + word] = entries[source + word]
     solved = solve_tile(
@@ -132,10 +133,10 @@ def _solve_apart(kernels, weights, mask, u_flat, v_flat, layout, starts, length,
             continue
         for i in range(m):
             for j in range(m):
-                mask[starts[1, lane] + i * layout[2, 3] + j] = tile_mask[i * stride + lane * m + j]
+                mask[lanes[MASK_AT, lane] + i * layout[2, 3] + j] = tile_mask[i * stride + lane * m + j]
             if u_flat.size:
-                u_flat[starts[2, lane] + i * layout[3, 3]] = tile_u[i * LANES + lane]
-                v_flat[starts[3, lane] + i * layout[4, 3]] = tile_v[lane * m + i]
+                u_flat[lanes[U_AT, lane] + i * layout[3, 3]] = tile_u[i * LANES + lane]
+                v_flat[lanes[V_AT, lane] + i * layout[4, 3]] = tile_v[lane * m + i]
     return solved
 
 

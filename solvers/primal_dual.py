@@ -60,11 +60,12 @@ from ._dual_sweep_kernels import LANES, define_half_sweep
 from ._lane_kernels import define_lane_functions
 from ._lane_proof_kernels import NOISE_BITS, define_proof_functions
 from ._native import compile_table
-from ._primal_dual_kernels import solve_span
+from ._primal_dual_kernels import TABLE_ROWS, solve_span
 from ._relax_kernels import define_relax
+from ._repair_kernels import repair_workspace
 from ._start_kernels import confirm_start, define_confirm_block
 from ._tie_kernels import settle_ties
-from ._tile_kernels import LARGEST_TILE_M, define_solve_tile, solve_tiles
+from ._tile_kernels import LARGEST_TILE_M, define_solve_tile, solve_tiles, spare_tile
 
 __all__ = ["PrimalDual"]
 
@@ -153,17 +154,20 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
     def solve_small(first: int) -> None:
         last = min(first + span, blocks.count)
         todo = np.empty(last - first, np.int64)
-        todo = todo[: solve_tiles(kernels, *flat, layout, first, last, at_most, todo)]
+        todo = todo[: solve_tiles(kernels, *flat, layout, first, last, _lanes(), spare_tile(m), at_most, todo)]
         if todo.size:
             exact = _aligned((3 * m + 7) * (m + 1) * LANES, np.int64)
-            settle_ties(kernels, *flat, layout, todo, _scratch(m), exact, _noise(m), at_most, SWEEPS_A_LINE * m)
+            settle_ties(
+                kernels, *flat, layout, todo, _scratch(m), exact, _lanes(), _noise(m), at_most, SWEEPS_A_LINE * m
+            )
 
     def solve_large(first: int) -> None:
         todo = np.arange(first, min(first + span, blocks.count))
         if confirm:
-            todo = todo[: confirm_start(kernels, *flat, layout, todo, at_most)]
+            todo = todo[: confirm_start(kernels, *flat, layout, todo, _lanes(), at_most)]
         if todo.size:
-            solve_span(kernels, *flat, layout, todo, _scratch(m), _noise(m), at_most, warm, half_sweep_limit(m))
+            space = _scratch(m), _lanes(), repair_workspace(m + 1)
+            solve_span(kernels, *flat, layout, todo, *space, _noise(m), at_most, warm, half_sweep_limit(m))
 
     span = _span(blocks.count, threads)
     confirm = warm and LARGEST_TILE_M < m <= LARGEST_CONFIRMED_M
@@ -206,6 +210,11 @@ def _flat(grid: Array, *, writeable: bool) -> Array:
 def _scratch(m: int) -> NDArray[np.int32]:
     """Allocate the lanes of one thread, aligned to whole vectors."""
     return _aligned((m * m + 3 * m + 1) * LANES, np.int32)
+
+
+def _lanes() -> NDArray[np.int64]:
+    """Allocate a table of lanes."""
+    return np.zeros((TABLE_ROWS, LANES), np.int64)
 
 
 def _aligned(entries: int, dtype: type[np.integer]) -> Array:
