@@ -2,8 +2,7 @@
 
 A row of a block is one vector of M entries here; in flight, where every lane is another block, it is M entries that
 stand LANES apart. Scores are scaled by a power of two, capped at CAP, and rounded up to an integer q. Below the cap
-q - 1 < scaled score <= q, and only zero becomes 0, but for float32 (float64) scores of less than 2**-149 (2**-1074)
-once scaled.
+q - 1 < scaled score <= q, so that only zero becomes 0.
 """
 
 # mypy: ignore-errors
@@ -11,34 +10,37 @@ once scaled.
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from ._block_rows import CAP, SCORE_BITS, BlockRows
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL
-from ._native import INDEX, WEIGHT_BYTES, M, function, native, prefetch, splat, weight_type
+from ._native import INDEX, WEIGHT_BYTES, M, function, native, prefetch, splat
 
 __all__ = [
     "CAP",
-    "NEVER",
+    "EXACT_BITS",
+    "NOISE_BITS",
     "SCORE_BITS",
-    "Rows",
     "clamped_duals",
     "load_duals",
     "load_exact_lane",
     "load_lane",
-    "prepare_repair",
+    "load_perturbed_lane",
     "quantised_rows",
     "score_shift",
     "store_mask",
 ]
 
-SCORE_BITS = 28  # sums and differences of a score and two duals then fit int32
-CAP = 1 << SCORE_BITS
-NEVER = 1 << 61  # the score of an arc that does not exist
+EXACT_BITS = 51  # of an exact score: float64 holds a dual with this many to the last
+
+NOISE_BITS = 20  # of 28: more, and true scores are reordered; fewer, and tied blocks take more sweeps
+LARGEST_EXTRA = 5  # more bits where the scores leave room
+HIDDEN = 1 << NOISE_BITS  # scores below this are hidden by a perturbation
+ROOT_BITS = 147 * (1 << 23) - 127 * (1 << 20)  # added to an eighth of the bits of x in float32, gives 2**20 * x**(1/8)
 
 
 @native(types.int64)
@@ -78,6 +80,47 @@ def load_lane(kernels, weights: np.ndarray, offset, stride, shift, scores: np.nd
     """
     quantised = _quantised(_rows(kernels, weights, offset, stride), shift)
     scores[lane : quantised.size * LANES : LANES] = quantised.ravel()
+
+
+@native(types.int64)
+def load_perturbed_lane(
+    kernels, weights: np.ndarray, offset, stride, shift, exact_shift, noise: np.ndarray, scores: np.ndarray, lane
+):  # fmt: skip
+    """Quantise a block into a lane, and perturb it.
+
+    The perturbation is the larger the fewer bits the scores need: below a quarter of the least bit in use it hardly
+    changes the order of two masks, and the sweeps, which move by amounts of its size, are the faster.
+
+    Where it would hide most scores, because they lie decades apart, it is 16 times smaller, and the eighth roots of the
+    exact scores take the place of the scores: nearly always the same masks are optimal.
+
+    Parameters
+    ----------
+    kernels, weights, offset, stride, shift, scores, lane
+        As in `load_lane`.
+    exact_shift : int
+        As `shift` in `load_exact_lane`.
+    noise : ndarray of int32, shape (M * M,)
+        Up to 2**NOISE_BITS.
+
+    Returns
+    -------
+    int
+        1 if the roots were taken, else 0.
+    """
+    rows = _rows(kernels, weights, offset, stride)
+    quantised, noise = _quantised(rows, shift), noise[: rows.size].reshape(rows.shape)
+    hidden = ((quantised > 0) & (quantised < HIDDEN)).sum()
+    roots_taken = hidden > (quantised >= HIDDEN).sum()
+    if roots_taken:
+        bits = _exact(rows, exact_shift).astype(np.float32).view(np.int32)
+        loaded = ((bits >> 3) + ROOT_BITS).view(np.float32).astype(np.int32) + (noise >> 4)
+    else:
+        union = int(np.bitwise_or.reduce(quantised.ravel()))
+        zeros = (union & -union).bit_length() - 1 if union else 32
+        loaded = quantised + (noise << min(max(zeros - NOISE_BITS - 2, 0), LARGEST_EXTRA))
+    scores[lane : loaded.size * LANES : LANES] = loaded.ravel()
+    return int(roots_taken)
 
 
 @native(types.none)
@@ -148,34 +191,6 @@ def store_mask(
     return int(kept[quantised == CAP].all())
 
 
-@native(types.none)
-def prepare_repair(
-    kernels, weights: np.ndarray, offset, stride, shift, u: np.ndarray, v: np.ndarray, lane, noise: np.ndarray,
-    exact_shift, exact: np.ndarray, flow: np.ndarray, removable: np.ndarray, addable: np.ndarray,
-):  # fmt: skip
-    """Write what phase 2 starts from: exact scores, the mask at the thresholds of a lane, and the arcs it leaves.
-
-    Parameters
-    ----------
-    kernels, weights, offset, stride, shift, u, v, lane
-        As in `store_mask`.
-    noise : ndarray of int32, shape (M * M,)
-        Added to the integer scores.
-    exact_shift : int
-        The exact scores are multiplied by 2**exact_shift and rounded up, so that only zero becomes 0.
-    exact, flow, removable, addable : ndarray of int64, shape (M + 1, M + 1)
-        Their first M rows and columns are written: the exact scores; 1 where the integer score exceeds u + v; the exact
-        scores where flow is 1, else NEVER; the exact scores where it is 0, else -NEVER.
-    """
-    m = int(kernels[M])
-    rows = _rows(kernels, weights, offset, stride)
-    kept = _quantised(rows, shift) + noise[: m * m].reshape(m, m) - v[lane::LANES] > u[lane::LANES, None]
-    exact[:m, :m] = _exact(rows, exact_shift)
-    flow[:m, :m] = kept
-    removable[:m, :m] = np.where(kept, exact[:m, :m], NEVER)
-    addable[:m, :m] = np.where(kept, -NEVER, exact[:m, :m])
-
-
 def clamped_duals(scaled):
     """Round scaled duals to zero, clamp them, and let NaN be 0; for twins in Python."""
     return np.clip(np.where(np.isnan(scaled), 0, scaled), -LARGEST_DUAL, LARGEST_DUAL).astype(np.int32)
@@ -192,27 +207,32 @@ def _rows(kernels, weights, offset, stride):
     return np.stack([entries[offset + i * stride : offset + i * stride + m] for i in range(m)])
 
 
-def _quantised(row, shift):
-    return np.ceil(np.minimum(np.ldexp(np.abs(row), shift), CAP)).astype(np.int32)
+def _quantised(rows, shift):
+    return np.minimum(_rounded_up(rows, shift), CAP).astype(np.int32)
 
 
 def _exact(rows, shift):
-    return np.ceil(np.ldexp(np.abs(rows.astype(np.float64)), shift)).astype(np.int64)
+    return _rounded_up(rows.astype(np.float64), shift).astype(np.int64)
+
+
+def _rounded_up(rows, shift):
+    scaled = np.ldexp(np.abs(rows), shift)
+    return np.ceil(np.where(rows == 0, 0, np.maximum(scaled, 0.5)))  # what underflows is not 0
 
 
 def define_lane_functions(module, n, m, weight_bytes):
     """Generate the functions of this file for a pattern."""
     _define_score_shift(module, m, weight_bytes)
     _define_load_lane(module, m, weight_bytes)
+    _define_load_perturbed_lane(module, m, weight_bytes)
     _define_load_duals(module, m, weight_bytes)
     _define_load_exact_lane(module, m, weight_bytes)
     _define_store_mask(module, m, weight_bytes)
-    _define_prepare_repair(module, m, weight_bytes)
 
 
 def _define_score_shift(module, m, weight_bytes):
     with function(module, score_shift, types.int64) as (builder, weights, offset, stride):
-        rows = Rows(builder, m, weight_bytes, weights, offset, stride)
+        rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
         largest = cgutils.alloca_once_value(builder, ir.Constant(rows.type, [0.0] * m))
         with rows.loop() as (index, row):
             ahead = builder.mul(builder.add(index, INDEX(m)), stride)
@@ -233,7 +253,7 @@ def _define_score_shift(module, m, weight_bytes):
 
 def _define_load_lane(module, m, weight_bytes):
     with function(module, load_lane, types.none) as (builder, weights, offset, stride, shift, scores, lane):
-        rows = Rows(builder, m, weight_bytes, weights, offset, stride)
+        rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
         factors = rows.factors(shift)
         target = builder.gep(builder.bitcast(scores, ir.IntType(32).as_pointer()), [lane])
         with rows.loop() as (index, row):
@@ -241,9 +261,60 @@ def _define_load_lane(module, m, weight_bytes):
         builder.ret_void()
 
 
+def _define_load_perturbed_lane(module, m, weight_bytes):
+    with function(module, load_perturbed_lane, types.int64) as (
+        builder, weights, offset, stride, shift, exact_shift, noise, scores, lane
+    ):  # fmt: skip
+        rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
+        factors, exact_factors = rows.factors(shift), rows.factors(exact_shift, ir.DoubleType())
+        noise, scores = (builder.bitcast(pointer, ir.IntType(32).as_pointer()) for pointer in (noise, scores))
+        target = builder.gep(scores, [lane])
+        zero = rows.constant(0)
+        union, balance = (cgutils.alloca_once_value(builder, zero) for _ in range(2))
+        with rows.loop() as (_, row):
+            quantised = rows.quantise(row, factors)
+            builder.store(builder.or_(builder.load(union), quantised), union)
+            positive = builder.zext(builder.icmp_signed(">", quantised, zero), rows.integers)
+            visible = builder.icmp_signed(">=", quantised, rows.constant(HIDDEN))
+            counted = builder.select(visible, rows.constant(-1), positive)
+            builder.store(builder.add(builder.load(balance), counted), balance)
+
+        def reduced(name, vector):
+            reduce = rows.intrinsic(f"vector.reduce.{name}", ir.IntType(32), rows.integers)
+            return builder.call(reduce, [builder.load(vector)])
+
+        def shaken(index, row, bits, arithmetic):
+            start = builder.mul(index, INDEX(m))
+            noise_row = rows.load(builder.gep(noise, [start]), rows.integers)
+            shifted = arithmetic(noise_row, splat(builder, bits, m))
+            rows.scatter(builder.add(row, shifted), builder.gep(target, [builder.mul(start, INDEX(LANES))]))
+
+        roots_taken = builder.icmp_signed(">", reduced("add", balance), ir.IntType(32)(0))
+        with builder.if_else(roots_taken) as (take_roots, take_scores):
+            with take_roots, rows.loop() as (index, row):
+                reals = ir.VectorType(ir.FloatType(), m)
+                bits = builder.bitcast(builder.sitofp(rows.exact(row, exact_factors), reals), rows.integers)
+                bits = builder.add(builder.ashr(bits, rows.constant(3)), rows.constant(ROOT_BITS))
+                root = builder.fptosi(builder.bitcast(bits, reals), rows.integers)
+                shaken(index, root, ir.IntType(32)(4), builder.ashr)
+            with take_scores:
+                used = reduced("or", union)
+                count_zeros = cgutils.get_or_insert_function(
+                    module, ir.FunctionType(used.type, [used.type, ir.IntType(1)]), "llvm.cttz.i32"
+                )
+                zeros = builder.call(count_zeros, [used, ir.IntType(1)(0)])
+                extra = builder.sub(zeros, used.type(NOISE_BITS + 2))
+                for order, bound in (("<", 0), (">", LARGEST_EXTRA)):
+                    beyond = builder.icmp_signed(order, extra, used.type(bound))
+                    extra = builder.select(beyond, used.type(bound), extra)
+                with rows.loop() as (index, row):
+                    shaken(index, rows.quantise(row, factors), extra, builder.shl)
+        builder.ret(builder.zext(roots_taken, INDEX))
+
+
 def _define_load_duals(module, m, weight_bytes):
     with function(module, load_duals, types.none) as (builder, duals, offset, stride, shift, lane_duals, lane):
-        rows = Rows(builder, m, weight_bytes, duals, INDEX(0), INDEX(0))
+        rows = BlockRows(builder, m, weight_bytes, duals, INDEX(0), INDEX(0))
         whole, _ = rows.start_duals(duals, offset, stride, shift)
         rows.scatter(whole, builder.gep(builder.bitcast(lane_duals, ir.IntType(32).as_pointer()), [lane]))
         builder.ret_void()
@@ -251,7 +322,7 @@ def _define_load_duals(module, m, weight_bytes):
 
 def _define_load_exact_lane(module, m, weight_bytes):
     with function(module, load_exact_lane, types.none) as (builder, weights, offset, stride, shift, scores, lane):
-        rows = Rows(builder, m, weight_bytes, weights, offset, stride)
+        rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
         factors = rows.factors(shift, ir.DoubleType())
         target = builder.gep(builder.bitcast(scores, INDEX.as_pointer()), [lane])
         with rows.loop() as (index, row):
@@ -264,7 +335,7 @@ def _define_store_mask(module, m, weight_bytes):
     with function(module, store_mask, types.int64) as (
         builder, weights, offset, stride, shift, u, v, lane, mask, mask_offset, mask_stride
     ):  # fmt: skip
-        rows = Rows(builder, m, weight_bytes, weights, offset, stride)
+        rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
         factors = rows.factors(shift)
         u_lane, thresholds = rows.duals(u, v, lane)
         target = builder.gep(mask, [mask_offset])
@@ -278,141 +349,3 @@ def _define_store_mask(module, m, weight_bytes):
             rows.store(builder.zext(kept, ir.VectorType(ir.IntType(8), m)), place)
         bits = builder.bitcast(builder.load(unsound), ir.IntType(m))
         builder.ret(builder.zext(builder.icmp_unsigned("==", bits, bits.type(0)), INDEX))
-
-
-def _define_prepare_repair(module, m, weight_bytes):
-    with function(module, prepare_repair, types.none) as (
-        builder, weights, offset, stride, shift, u, v, lane, noise, exact_shift, *targets
-    ):  # fmt: skip
-        rows = Rows(builder, m, weight_bytes, weights, offset, stride)
-        wide = ir.VectorType(INDEX, m)
-        factors, exact_factors = rows.factors(shift), rows.factors(exact_shift, ir.DoubleType())
-        u_lane, thresholds = rows.duals(u, v, lane)
-        noise = builder.bitcast(noise, ir.IntType(32).as_pointer())
-        targets = [builder.bitcast(target, INDEX.as_pointer()) for target in targets]
-        with rows.loop() as (index, row):
-            start = builder.mul(index, INDEX(m))
-            shaken = builder.add(rows.quantise(row, factors), rows.load(builder.gep(noise, [start]), rows.integers))
-            kept = rows.above(shaken, thresholds, u_lane, index)
-            scores = rows.exact(row, exact_factors)
-            outputs = (
-                scores,
-                builder.zext(kept, wide),
-                builder.select(kept, scores, ir.Constant(wide, [NEVER] * m)),
-                builder.select(kept, ir.Constant(wide, [-NEVER] * m), scores),
-            )
-            place = builder.mul(index, INDEX(m + 1))
-            for output, target in zip(outputs, targets, strict=True):
-                rows.store(output, builder.gep(target, [place]))
-        builder.ret_void()
-
-
-class Rows:
-    """The rows of a block as vectors of M entries, in LLVM."""
-
-    def __init__(self, builder, m, weight_bytes, weights, offset, stride):
-        self.builder, self.m, self.stride = builder, m, stride
-        element = weight_type(weight_bytes)
-        self.type = ir.VectorType(element, m)
-        self.integers = ir.VectorType(ir.IntType(32), m)
-        self.flags = ir.VectorType(ir.IntType(1), m)
-        self.start = builder.gep(builder.bitcast(weights, element.as_pointer()), [offset])
-
-    def constant(self, value):
-        return ir.Constant(self.integers, [value] * self.m)
-
-    def load(self, pointer, vector):
-        loaded = self.builder.load(self.builder.bitcast(pointer, vector.as_pointer()))
-        loaded.align = 1
-        return loaded
-
-    def store(self, vector, pointer):
-        self.builder.store(vector, self.builder.bitcast(pointer, vector.type.as_pointer())).align = 1
-
-    def intrinsic(self, name, result, operand):
-        suffix = f"v{operand.count}{'f32' if operand.element == ir.FloatType() else 'f64'}"
-        function = ir.FunctionType(result, [operand])
-        return cgutils.get_or_insert_function(self.builder.module, function, f"llvm.{name}.{suffix}")
-
-    def factors(self, shift, element=None):
-        """Split 2**shift, which may overflow, into two powers of two that do not."""
-        element = element or self.type.element
-        integer, bits, bias = (
-            (ir.IntType(32), 23, 127) if element == ir.FloatType() else (INDEX, 52, 1023)
-        )  # fmt: skip
-        builder = self.builder
-        half = builder.ashr(shift, shift.type(1))
-        factors = []
-        for part in (half, builder.sub(shift, half)):
-            exponent = builder.add(part, shift.type(bias))
-            exponent = exponent if integer == shift.type else builder.trunc(exponent, integer)
-            factors.append(splat(builder, builder.bitcast(builder.shl(exponent, integer(bits)), element), self.m))
-        return factors
-
-    def duals(self, u, v, lane):
-        """Return where the row duals of a lane start, and its column duals as a vector."""
-        builder = self.builder
-        u_lane, v_lane = (
-            builder.gep(builder.bitcast(duals, ir.IntType(32).as_pointer()), [lane]) for duals in (u, v)
-        )  # fmt: skip
-        thresholds = ir.Constant(self.integers, ir.Undefined)
-        for j in range(self.m):
-            dual = builder.load(builder.gep(v_lane, [INDEX(j * LANES)]))
-            thresholds = builder.insert_element(thresholds, dual, ir.IntType(32)(j))
-        return u_lane, thresholds
-
-    def start_duals(self, duals, offset, stride, shift):
-        """Return the duals of a warm start as integers, clamped, and which of them were integers once scaled."""
-        builder = self.builder
-        doubles = ir.VectorType(ir.DoubleType(), self.m)
-        start = builder.gep(builder.bitcast(duals, ir.DoubleType().as_pointer()), [offset])
-        scaled = ir.Constant(doubles, ir.Undefined)
-        for line in range(self.m):
-            dual = builder.load(builder.gep(start, [builder.mul(stride, stride.type(line))]))
-            scaled = builder.insert_element(scaled, dual, ir.IntType(32)(line))
-        for factor in self.factors(shift, ir.DoubleType()):
-            scaled = builder.fmul(scaled, factor)
-        nothing = ir.Constant(doubles, [0.0] * self.m)
-        clamped = builder.select(builder.fcmp_ordered("ord", scaled, scaled), scaled, nothing)
-        for order, bound in ((">", LARGEST_DUAL), ("<", -LARGEST_DUAL)):
-            limit = ir.Constant(doubles, [float(bound)] * self.m)
-            clamped = builder.select(builder.fcmp_ordered(order, clamped, limit), limit, clamped)
-        whole = builder.fptosi(clamped, self.integers)
-        return whole, builder.fcmp_ordered("==", builder.sitofp(whole, doubles), scaled)
-
-    def above(self, scores, thresholds, u_lane, index):
-        dual = self.builder.load(self.builder.gep(u_lane, [self.builder.mul(index, index.type(LANES))]))
-        return self.builder.icmp_signed(">", self.builder.sub(scores, thresholds), splat(self.builder, dual, self.m))
-
-    def quantise(self, row, factors):
-        for factor in factors:
-            row = self.builder.fmul(row, factor)
-        cap = ir.Constant(self.type, [float(CAP)] * self.m)
-        row = self.builder.select(self.builder.fcmp_ordered("<", row, cap), row, cap)
-        row = self.builder.call(self.intrinsic("ceil", self.type, self.type), [row])
-        return self.builder.fptosi(row, self.integers)
-
-    def exact(self, row, factors):
-        doubles = ir.VectorType(ir.DoubleType(), self.m)
-        row = row if self.type == doubles else self.builder.fpext(row, doubles)
-        for factor in factors:
-            row = self.builder.fmul(row, factor)
-        row = self.builder.call(self.intrinsic("ceil", doubles, doubles), [row])
-        return self.builder.fptosi(row, ir.VectorType(INDEX, self.m))
-
-    def scatter(self, row, start):
-        """Store the entries of a row LANES apart."""
-        for j in range(self.m):
-            entry = self.builder.extract_element(row, ir.IntType(32)(j))
-            self.builder.store(entry, self.builder.gep(start, [INDEX(j * LANES)]))
-
-    @contextmanager
-    def loop(self):
-        """Loop over the rows; yields the index and the magnitudes."""
-        with cgutils.for_range(self.builder, INDEX(self.m)) as loop:
-            yield loop.index, self.magnitudes(loop.index)
-
-    def magnitudes(self, index):
-        place = self.builder.gep(self.start, [self.builder.mul(index, self.stride)])
-        absolute = self.intrinsic("fabs", self.type, self.type)
-        return self.builder.call(absolute, [self.load(place, self.type)])

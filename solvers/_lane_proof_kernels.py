@@ -1,12 +1,14 @@
-"""Prove LANES masks optimal at once: `relax` with a block in every lane.
+"""Prove LANES masks optimal at once: what `_proof_kernels` does to all lanes.
 
-Everything here is int64, in arrays [row, column, lane] of E rows and columns: M, or M + 1 with the dummies of
-`_repair_kernels`.
+Everything is int64, in arrays [row, column, lane] and [line, lane]. An exact score x stands as x where the entry is
+kept, and as ~x = -1 - x where it is not. Line M of the duals and of the predecessors is the dummy.
 """
 
 # mypy: ignore-errors
 
 from __future__ import annotations
+
+from contextlib import contextmanager
 
 import numpy as np
 from llvmlite import ir
@@ -14,57 +16,19 @@ from numba import types
 from numba.core import cgutils
 
 from ._dual_sweep_kernels import LANES, interleave
-from ._lane_kernels import NEVER
-from ._native import BYTES, INDEX, M, function, native, splat
+from ._native import BYTES, INDEX, M, N, function, native, splat
 
-__all__ = ["NOISE_BITS", "define_proof_functions", "mark_lanes", "perturb_lanes", "relax_lanes", "store_masks"]
+__all__ = ["NEVER", "PENALTY", "define_proof_functions", "mark_lanes", "relax_lanes", "store_masks"]
 
-
-NOISE_BITS = 20  # of 28: more, and true scores are reordered; fewer, and tied blocks take more sweeps
-LARGEST_EXTRA = 5  # more bits where the scores leave room
-HIDDEN = 1 << NOISE_BITS  # scores below this are hidden by a perturbation
-ROOT_BITS = 147 * (1 << 23) - 127 * (1 << 20)  # added to an eighth of the bits of x in float32, gives 2**20 * x**(1/8)
+NEVER = 1 << 61  # the score of an arc that does not exist
+PENALTY = 1 << 46  # for an entry too many or too few, where scores have 39 bits: 64 of them are less than two of these
 
 
-@native(types.none)
-def perturb_lanes(kernels, scores: np.ndarray, exact: np.ndarray, noise: np.ndarray):
-    """Add a perturbation to the scores of all lanes.
-
-    It is the larger the fewer bits the scores of a block need: below a quarter of the least bit in use it hardly
-    changes the order of two masks, and the sweeps, which move by amounts of its size, are the faster.
-
-    Where the perturbation would hide most scores of a block, because they lie decades apart, it is 16 times smaller,
-    and the eighth roots of the exact scores take the place of the scores: nearly always the same masks are optimal.
-
-    Parameters
-    ----------
-    kernels : ndarray of int64
-        The table of the pattern.
-    scores : ndarray of int32, shape (M * M * LANES,)
-        Updated. Aligned to a vector.
-    exact : ndarray of int64, shape (M * M * LANES,)
-        The exact scores. Aligned to a vector.
-    noise : ndarray of int32, shape (M * M,)
-        Up to 2**NOISE_BITS.
-    """
-    m = int(kernels[M])
-    grid, noise = scores.reshape(m * m, LANES), noise[: m * m, None]
-    hidden = (grid > 0) & (grid < HIDDEN)
-    wide = hidden.sum(axis=0) > (grid >= HIDDEN).sum(axis=0)
-    union = np.bitwise_or.reduce(grid, axis=0)
-    zeros = np.where(union == 0, 32, np.frexp((union & -union).astype(np.float64))[1] - 1)
-    extra = np.clip(zeros - NOISE_BITS - 2, 0, LARGEST_EXTRA)
-    bits = exact.reshape(m * m, LANES).astype(np.float32).view(np.int32)
-    roots = ((bits >> 3) + ROOT_BITS).view(np.float32).astype(np.int32)
-    grid[...] = np.where(wide, roots + (noise >> 4), grid + (noise << extra))
-
-
-@native(types.none)
+@native(types.int64)
 def mark_lanes(
-    kernels, scores: np.ndarray, u: np.ndarray, v: np.ndarray, exact: np.ndarray,
-    removable: np.ndarray, addable: np.ndarray, size,
+    kernels, scores: np.ndarray, u: np.ndarray, v: np.ndarray, exact: np.ndarray, sides: np.ndarray, at_most
 ):  # fmt: skip
-    """Sort exact scores into those of entries that are kept, where score > u + v, and those of entries that are not.
+    """Mark the exact scores of entries that are not kept, where score <= u + v, and set what the dummies can take.
 
     Parameters
     ----------
@@ -74,49 +38,65 @@ def mark_lanes(
         The scores of the lanes. Aligned to a vector, as are all below.
     u, v : ndarray of int32, shape (M * LANES,)
     exact : ndarray of int64, shape (M * M * LANES,)
-    removable, addable : ndarray of int64, shape (E * E * LANES,)
-        Their first M rows and columns are written: the exact score where the entry is kept, else NEVER; the exact score
-        where it is not, else -NEVER.
-    size : int
-        E.
+        Exact scores, of which those that are not kept become ~x.
+    sides : ndarray of int64, shape (4 * M * LANES,)
+        Written: for each row the score at which its flow to the dummy can be removed, or NEVER; that at which more can
+        be added, or -NEVER; then the same for each column.
+    at_most : int or bool
+
+    Returns
+    -------
+    int
+        Bit l: in lane l some lines keep more than N, or, unless `at_most`, less.
     """
-    m = int(kernels[M])
+    n, m = int(kernels[N]), int(kernels[M])
     kept = scores.reshape(m, m, LANES) - v.reshape(m, LANES) > u.reshape(m, 1, LANES)
-    exact = exact.reshape(m, m, LANES)
-    removable.reshape(size, size, LANES)[:m, :m] = np.where(kept, exact, NEVER)
-    addable.reshape(size, size, LANES)[:m, :m] = np.where(kept, -NEVER, exact)
+    exact.reshape(m, m, LANES)[~kept] ^= -1
+    unbalanced = np.zeros(LANES, bool)
+    for axis, (removable, addable) in zip((1, 0), sides.reshape(2, 2, m, LANES), strict=True):
+        count = kept.sum(axis=axis)
+        removable[...] = np.where(count < n, 0 if at_most else -PENALTY, NEVER)
+        addable[...] = np.where(count > n, PENALTY, np.where((count > 0) & bool(at_most), 0, -NEVER))
+        unbalanced |= ((count > n) | (count < n) & (not at_most)).any(axis=0)
+    return sum(1 << int(lane) for lane in np.flatnonzero(unbalanced))
 
 
 @native(types.int64)
 def relax_lanes(
-    kernels, removable: np.ndarray, addable: np.ndarray, u: np.ndarray, v: np.ndarray,
-    row_from: np.ndarray, column_from: np.ndarray, size,
+    kernels, exact: np.ndarray, sides: np.ndarray, coarse: np.ndarray, u: np.ndarray, v: np.ndarray,
+    row_from: np.ndarray, column_from: np.ndarray, dummies,
 ):  # fmt: skip
     """Lower u to the largest and raise v to the least that complementary slackness allows.
 
     Parameters
     ----------
-    kernels : ndarray of int64
-        The table of the pattern.
-    removable, addable : ndarray of int64, shape (E * E * LANES,)
-        Scores where flow can be removed, or added; a huge and a hugely negative number elsewhere. Aligned to a vector,
-        as are all below.
-    u : ndarray of int64, shape (E * LANES,)
+    kernels, exact, sides
+        As `mark_lanes` leaves them.
+    coarse : ndarray of int64, shape (LANES,)
+        Bits that the exact scores of a lane lose.
+    u : ndarray of int64, shape ((M + 1) * LANES,)
         Lowered to min_j removable - v.
-    v : ndarray of int64, shape (E * LANES,)
+    v : ndarray of int64, shape ((M + 1) * LANES,)
         Raised to max_i addable - u.
-    row_from, column_from : ndarray of int64, shape (E * LANES,)
+    row_from, column_from : ndarray of int64, shape ((M + 1) * LANES,)
         Where a dual changed, the column or the row that it follows from.
-    size : int
-        E.
+    dummies : int or bool
+        Whether there are dummies; if not, line M is left alone.
 
     Returns
     -------
     int
         Bit l: v changed in lane l. Where it did not, (u, v) has complementary slackness.
     """
-    removable, addable = (array.reshape(size, size, LANES) for array in (removable, addable))
-    u, v, row_from, column_from = (array.reshape(size, LANES) for array in (u, v, row_from, column_from))
+    m = int(kernels[M])
+    size = m + bool(dummies)
+    exact = exact.reshape(m, m, LANES) >> coarse
+    removable, addable = np.full((2, size, size, LANES), 0)
+    removable[:m, :m] = np.where(exact >= 0, exact, NEVER)
+    addable[:m, :m] = np.where(exact < 0, ~exact, -NEVER)
+    if dummies:
+        removable[:m, m], addable[:m, m], removable[m, :m], addable[m, :m] = sides.reshape(4, m, LANES)
+    u, v, row_from, column_from = (array.reshape(m + 1, LANES)[:size] for array in (u, v, row_from, column_from))
     reduced = removable - v
     row_from[...] = np.where(reduced.min(axis=1) < u, reduced.argmin(axis=1), row_from)
     np.minimum(u, reduced.min(axis=1), out=u)
@@ -128,15 +108,13 @@ def relax_lanes(
 
 
 @native(types.none)
-def store_masks(
-    kernels, removable: np.ndarray, size, mask: np.ndarray, offsets: np.ndarray, stride, which
-):  # fmt: skip
-    """Write the masks of some lanes: kept where flow can be removed.
+def store_masks(kernels, exact: np.ndarray, mask: np.ndarray, offsets: np.ndarray, stride, which):
+    """Write the masks of some lanes.
 
     Parameters
     ----------
-    kernels, removable, size
-        As in `mark_lanes`.
+    kernels, exact
+        As `mark_lanes` leaves them.
     mask : ndarray of bool, one axis
         Written.
     offsets : ndarray of int64, shape (LANES,)
@@ -147,7 +125,7 @@ def store_masks(
         Bit l: lane l is written.
     """
     m = int(kernels[M])
-    kept = removable.reshape(size, size, LANES)[:m, :m] < NEVER
+    kept = exact.reshape(m, m, LANES) >= 0
     for lane in range(LANES):
         for i in range(m if which >> lane & 1 else 0):
             start = offsets[lane] + i * stride
@@ -156,14 +134,14 @@ def store_masks(
 
 def define_proof_functions(module, n, m, weight_bytes):
     """Generate the functions of this file for a pattern."""
-    _define_perturb_lanes(module, m)
-    _define_mark_lanes(module, m)
-    _define_relax_lanes(module)
+    _define_mark_lanes(module, n, m)
+    _define_relax_lanes(module, m)
     _define_store_masks(module, m)
 
 
 WIDE = ir.VectorType(INDEX, LANES)
 NARROW = ir.VectorType(ir.IntType(32), LANES)
+FLAGS = ir.VectorType(ir.IntType(1), LANES)
 
 
 def _vectors(builder, vector, *pointers):
@@ -180,120 +158,130 @@ def _store(builder, vector, pointer, place):
     builder.store(vector, builder.gep(pointer, [place])).align = 64
 
 
-def _define_perturb_lanes(module, m):
-    with function(module, perturb_lanes, types.none) as (builder, scores, exact, noise):
-        (scores,), (exact,) = _vectors(builder, NARROW, scores), _vectors(builder, WIDE, exact)
-        (noise,) = _vectors(builder, ir.IntType(32), noise)
-
-        def constant(value):
-            return ir.Constant(NARROW, [value] * LANES)
-
-        union, balance = (cgutils.alloca_once_value(builder, constant(0)) for _ in range(2))
-        with cgutils.for_range(builder, INDEX(m * m)) as entry:
-            score = _load(builder, scores, entry.index)
-            builder.store(builder.or_(builder.load(union), score), union)
-            positive = builder.zext(builder.icmp_signed(">", score, constant(0)), NARROW)
-            visible = builder.icmp_signed(">=", score, constant(HIDDEN))
-            counted = builder.select(visible, constant(-1), positive)
-            builder.store(builder.add(builder.load(balance), counted), balance)
-        count_type = ir.FunctionType(NARROW, [NARROW, ir.IntType(1)])
-        count_zeros = cgutils.get_or_insert_function(module, count_type, f"llvm.cttz.v{LANES}i32")
-        zeros = builder.call(count_zeros, [builder.load(union), ir.IntType(1)(0)])
-        extra = builder.sub(zeros, constant(NOISE_BITS + 2))
-        for order, bound in (("<", 0), (">", LARGEST_EXTRA)):
-            limit = constant(bound)
-            extra = builder.select(builder.icmp_signed(order, extra, limit), limit, extra)
-        wide = builder.icmp_signed(">", builder.load(balance), constant(0))
-        with cgutils.for_range(builder, INDEX(m * m)) as entry:
-            single = splat(builder, builder.load(builder.gep(noise, [entry.index])), LANES)
-            usual = builder.add(_load(builder, scores, entry.index), builder.shl(single, extra))
-            reals = ir.VectorType(ir.FloatType(), LANES)
-            bits = builder.bitcast(builder.sitofp(_load(builder, exact, entry.index), reals), NARROW)
-            bits = builder.add(builder.ashr(bits, constant(3)), constant(ROOT_BITS))
-            root = builder.fptosi(builder.bitcast(bits, reals), NARROW)
-            root = builder.add(root, builder.ashr(single, constant(4)))
-            _store(builder, builder.select(wide, root, usual), scores, entry.index)
-        builder.ret_void()
+def _constant(value):
+    return ir.Constant(WIDE, [value] * LANES)
 
 
-def _define_mark_lanes(module, m):
-    with function(module, mark_lanes, types.none) as (builder, scores, u, v, exact, removable, addable, size):
+def _define_mark_lanes(module, n, m):
+    with function(module, mark_lanes, types.int64) as (builder, scores, u, v, exact, sides, at_most):
         scores, u, v = _vectors(builder, NARROW, scores, u, v)
-        exact, removable, addable = _vectors(builder, WIDE, exact, removable, addable)
+        exact, sides = _vectors(builder, WIDE, exact, sides)
+        counts = cgutils.alloca_once(builder, WIDE, size=INDEX(2 * m))
+        with cgutils.for_range(builder, INDEX(2 * m)) as line:
+            _store(builder, _constant(0), counts, line.index)
         with cgutils.for_range(builder, INDEX(m)) as row:
             dual = _load(builder, u, row.index)
+            in_row = cgutils.alloca_once_value(builder, _constant(0))
+            builder.store(_constant(0), in_row)
             with cgutils.for_range(builder, INDEX(m)) as column:
                 place = builder.add(builder.mul(row.index, INDEX(m)), column.index)
                 reduced = builder.sub(_load(builder, scores, place), _load(builder, v, column.index))
                 kept = builder.icmp_signed(">", reduced, dual)
                 score = _load(builder, exact, place)
-                never, always = (ir.Constant(WIDE, [value] * LANES) for value in (NEVER, -NEVER))
-                place = builder.add(builder.mul(row.index, size), column.index)
-                _store(builder, builder.select(kept, score, never), removable, place)
-                _store(builder, builder.select(kept, always, score), addable, place)
-        builder.ret_void()
+                _store(builder, builder.select(kept, score, builder.not_(score)), exact, place)
+                one = builder.zext(kept, WIDE)
+                builder.store(builder.add(builder.load(in_row), one), in_row)
+                in_column = builder.add(column.index, INDEX(m))
+                _store(builder, builder.add(_load(builder, counts, in_column), one), counts, in_column)
+            _store(builder, builder.load(in_row), counts, row.index)
+        exactly = splat(builder, builder.icmp_signed("==", at_most, INDEX(0)), LANES)
+        short_score = builder.select(exactly, _constant(-PENALTY), _constant(0))
+        unbalanced = cgutils.alloca_once_value(builder, ir.Constant(FLAGS, [0] * LANES))
+        with cgutils.for_range(builder, INDEX(2 * m)) as line:
+            count = _load(builder, counts, line.index)
+            short = builder.icmp_signed("<", count, _constant(n))
+            over = builder.icmp_signed(">", count, _constant(n))
+            some = builder.and_(builder.not_(exactly), builder.icmp_signed(">", count, _constant(0)))
+            after_rows = builder.select(builder.icmp_signed("<", line.index, INDEX(m)), INDEX(0), INDEX(m))
+            place = builder.add(line.index, after_rows)
+            _store(builder, builder.select(short, short_score, _constant(NEVER)), sides, place)
+            addable = builder.select(some, _constant(0), _constant(-NEVER))
+            addable = builder.select(over, _constant(PENALTY), addable)
+            _store(builder, addable, sides, builder.add(place, INDEX(m)))
+            wrong = builder.or_(over, builder.and_(short, exactly))
+            builder.store(builder.or_(builder.load(unbalanced), wrong), unbalanced)
+        builder.ret(builder.zext(builder.bitcast(builder.load(unbalanced), ir.IntType(LANES)), INDEX))
 
 
-def _define_relax_lanes(module):
+def _define_relax_lanes(module, m):
     with function(module, relax_lanes, types.int64) as (
-        builder, removable, addable, u, v, row_from, column_from, size
+        builder, exact, sides, coarse, u, v, row_from, column_from, dummies
     ):  # fmt: skip
-        arrays = _vectors(builder, WIDE, removable, addable, u, v, row_from, column_from)
-        removable, addable, u, v, row_from, column_from = arrays
-        zero = ir.Constant(WIDE, [0] * LANES)
-        extreme, place = (cgutils.alloca_once_value(builder, zero) for _ in range(2))
-        changed = cgutils.alloca_once_value(builder, zero)
+        arrays = _vectors(builder, WIDE, exact, sides, coarse, u, v, row_from, column_from)
+        exact, sides, coarse, u, v, row_from, column_from = arrays
+        lost = _load(builder, coarse, INDEX(0))
+        extreme, place, changed = (cgutils.alloca_once_value(builder, _constant(0)) for _ in range(3))
+        dummies = builder.icmp_signed("!=", dummies, INDEX(0))
 
-        def relax_lines(order, scores, line_stride, entry_stride, duals, others, origins):
-            with cgutils.for_range(builder, size) as line:
-                before = _load(builder, duals, line.index)
+        def relax_lines(order, line_stride, entry_stride, own_sides, other_sides, duals, others, origins):
+            def consider(score, entry):
+                reduced, so_far = builder.sub(score, _load(builder, others, entry)), builder.load(extreme)
+                better = builder.icmp_signed(order, reduced, so_far)
+                builder.store(builder.select(better, reduced, so_far), extreme)
+                builder.store(builder.select(better, splat(builder, entry, LANES), builder.load(place)), place)
+
+            @contextmanager
+            def updated(line):
+                before = _load(builder, duals, line)
                 builder.store(before, extreme)
-                builder.store(_load(builder, origins, line.index), place)
-                with cgutils.for_range(builder, size) as entry:
-                    at = builder.add(builder.mul(line.index, line_stride), builder.mul(entry.index, entry_stride))
-                    reduced = builder.sub(_load(builder, scores, at), _load(builder, others, entry.index))
-                    so_far = builder.load(extreme)
-                    better = builder.icmp_signed(order, reduced, so_far)
-                    builder.store(builder.select(better, reduced, so_far), extreme)
-                    index = splat(builder, entry.index, LANES)
-                    builder.store(builder.select(better, index, builder.load(place)), place)
+                builder.store(_load(builder, origins, line), place)
+                yield
                 after = builder.load(extreme)
-                _store(builder, after, duals, line.index)
-                _store(builder, builder.load(place), origins, line.index)
+                _store(builder, after, duals, line)
+                _store(builder, builder.load(place), origins, line)
                 builder.store(builder.or_(builder.load(changed), builder.xor(before, after)), changed)
 
-        relax_lines("<", removable, size, INDEX(1), u, v, row_from)
-        builder.store(zero, changed)
-        relax_lines(">", addable, INDEX(1), size, v, u, column_from)
-        bits = builder.icmp_unsigned("!=", builder.load(changed), zero)
+            with cgutils.for_range(builder, INDEX(m)) as line, updated(line.index):
+                with cgutils.for_range(builder, INDEX(m)) as entry:
+                    at = builder.add(builder.mul(line.index, line_stride), builder.mul(entry.index, entry_stride))
+                    score = builder.ashr(_load(builder, exact, at), lost)
+                    kept = builder.icmp_signed(">=", score, _constant(0))
+                    if order == "<":
+                        score = builder.select(kept, score, _constant(NEVER))
+                    else:
+                        score = builder.select(kept, _constant(-NEVER), builder.not_(score))
+                    consider(score, entry.index)
+                with builder.if_then(dummies):
+                    consider(_load(builder, sides, builder.add(line.index, INDEX(own_sides))), INDEX(m))
+            with builder.if_then(dummies), updated(INDEX(m)):
+                with cgutils.for_range(builder, INDEX(m)) as entry:
+                    consider(_load(builder, sides, builder.add(entry.index, INDEX(other_sides))), entry.index)
+                consider(_constant(0), INDEX(m))
+
+        relax_lines("<", INDEX(m), INDEX(1), 0, 2 * m, u, v, row_from)
+        builder.store(_constant(0), changed)
+        relax_lines(">", INDEX(1), INDEX(m), 3 * m, m, v, u, column_from)
+        bits = builder.icmp_unsigned("!=", builder.load(changed), _constant(0))
         builder.ret(builder.zext(builder.bitcast(bits, ir.IntType(LANES)), INDEX))
 
 
 def _define_store_masks(module, m):
-    with function(module, store_masks, types.none) as (builder, removable, size, mask, offsets, stride, which):
-        (removable,) = _vectors(builder, WIDE, removable)
+    with function(module, store_masks, types.none) as (builder, exact, mask, offsets, stride, which):
+        (exact,) = _vectors(builder, WIDE, exact)
         (offsets,) = _vectors(builder, INDEX, offsets)
-        lane_bytes, block_row = (ir.VectorType(ir.IntType(8), length) for length in (LANES, m))
-        rows = cgutils.alloca_once(builder, lane_bytes, size=INDEX(m * m))
-        flat = builder.bitcast(rows, BYTES)
+        lane_bytes = ir.VectorType(ir.IntType(8), LANES)
+        widths = [8] * (m // 8) + [m % 8] * (m % 8 > 0)  # of parts of a row; vectors of more bytes take long to compile
+        buffer = cgutils.alloca_once(builder, lane_bytes, size=INDEX(m))
         with cgutils.for_range(builder, INDEX(m)) as row:
-            start = builder.mul(row.index, size)
-            columns = []
-            for j in range(m):
-                score = _load(builder, removable, builder.add(start, INDEX(j)))
-                kept = builder.icmp_signed("<", score, ir.Constant(WIDE, [NEVER] * LANES))
-                columns.append(builder.zext(kept, lane_bytes))
-            whole = interleave(builder, columns)
-            place = builder.gep(rows, [builder.mul(row.index, INDEX(m))])
-            builder.store(whole, builder.bitcast(place, whole.type.as_pointer())).align = 1
-        with cgutils.for_range(builder, INDEX(LANES)) as lane:
-            bit = builder.and_(builder.lshr(which, lane.index), INDEX(1))
-            with builder.if_then(builder.icmp_unsigned("!=", bit, INDEX(0))):
-                target = builder.gep(mask, [builder.load(builder.gep(offsets, [lane.index]))])
-                for i in range(m):
-                    source = builder.gep(flat, [builder.add(builder.mul(lane.index, INDEX(m)), INDEX(i * LANES * m))])
-                    loaded = builder.load(builder.bitcast(source, block_row.as_pointer()))
-                    loaded.align = 1
-                    place = builder.gep(target, [builder.mul(stride, INDEX(i))])
-                    builder.store(loaded, builder.bitcast(place, block_row.as_pointer())).align = 1
+            starts = []
+            for width in widths:
+                first, columns = 8 * len(starts), []
+                for j in range(first, first + width):
+                    score = _load(builder, exact, builder.add(builder.mul(row.index, INDEX(m)), INDEX(j)))
+                    columns.append(builder.zext(builder.icmp_signed(">=", score, _constant(0)), lane_bytes))
+                part = interleave(builder, columns)
+                starts.append(builder.gep(buffer, [INDEX(first)]))
+                builder.store(part, builder.bitcast(starts[-1], part.type.as_pointer())).align = 1
+            in_mask = builder.gep(mask, [builder.mul(stride, row.index)])
+            with cgutils.for_range(builder, INDEX(LANES)) as lane:
+                bit = builder.and_(builder.lshr(which, lane.index), INDEX(1))
+                with builder.if_then(builder.icmp_unsigned("!=", bit, INDEX(0))):
+                    target = builder.gep(in_mask, [builder.load(builder.gep(offsets, [lane.index]))])
+                    for part, (start, width) in enumerate(zip(starts, widths, strict=True)):
+                        bytes_ = ir.VectorType(ir.IntType(8), width).as_pointer()
+                        source = builder.gep(builder.bitcast(start, BYTES), [builder.mul(lane.index, INDEX(width))])
+                        loaded = builder.load(builder.bitcast(source, bytes_))
+                        loaded.align = 1
+                        place = builder.bitcast(builder.gep(target, [INDEX(8 * part)]), bytes_)
+                        builder.store(loaded, place).align = 1
         builder.ret_void()

@@ -32,8 +32,8 @@ __all__ = [
 ]  # fmt: skip
 
 FUNCTIONS = (
-    "half_sweep", "score_shift", "load_lane", "load_duals", "load_exact_lane", "store_mask", "prepare_repair",
-    "relax", "perturb_lanes", "mark_lanes", "relax_lanes", "store_masks", "solve_tile", "confirm_block",
+    "half_sweep", "score_shift", "load_lane", "load_perturbed_lane", "load_duals", "load_exact_lane", "store_mask",
+    "mark_lanes", "relax_lanes", "store_masks", "solve_tile", "confirm_block",
 )  # fmt: skip
 N, M, WEIGHT_BYTES = range(len(FUNCTIONS), len(FUNCTIONS) + 3)
 

@@ -24,35 +24,40 @@ are not done after a number of half sweeps.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL, half_sweep
+from ._grid_kernels import (
+    BORN,
+    EXACT_SHIFT,
+    MASK_AT,
+    SHIFT,
+    STAGE,
+    TABLE_ROWS,
+    U_AT,
+    V_AT,
+    WEIGHTS_AT,
+    place_block,
+    write_duals,
+)
 from ._jit import bare_kernel
-from ._lane_kernels import SCORE_BITS, load_duals, load_lane, prepare_repair, score_shift, store_mask
-from ._repair_kernels import REPAIR_BITS, repair_block
+from ._lane_kernels import load_duals, load_lane, load_perturbed_lane, store_mask
+from ._proof_kernels import prove_lanes
 
-__all__ = ["TABLE_ROWS", "solve_span"]
+__all__ = ["solve_span"]
 
 ALL_LANES = (1 << LANES) - 1
-
-# Rows of the table of lanes: where a block starts in the four arrays, its state, and, once for all lanes, where
-# `find_block` stands
-WEIGHTS_AT, MASK_AT, U_AT, V_AT, SHIFT, EXACT_SHIFT, BORN, STAGE, GRID_ROW = range(9)
-TABLE_ROWS = 9
 
 # Stages of a block, and how an attempt to finish it ends
 PLAIN, FLOORED, PERTURBED = range(3)
 FINISHED, NEEDS_FLOOR, UNSOUND = range(3)
 
 ZOOMED_BITS = 26  # thresholds of zoomed blocks; leaves two bits before scores are capped
-LARGEST_START = float(1 << 56)
 
 
 @bare_kernel
 def solve_span(
-    kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, lanes, workspace, noise, at_most, warm, limit
+    kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, lanes, queue, noise, at_most, warm, limit
 ):
     """Solve the blocks `todo` of a grid.
 
@@ -74,10 +79,10 @@ def solve_span(
     scratch : ndarray of int32, shape ((M * M + 3 * M + 1) * LANES,), aligned to 64 bytes
     lanes : ndarray of int64, shape (TABLE_ROWS, LANES)
         The table of lanes, zeros to begin with.
-    workspace : tuple
-        As made by `repair_workspace`.
-    noise : ndarray of int32, shape (2 * M * M,)
-        The perturbation of tied blocks, then as many zeros.
+    queue : tuple of (ndarray of int32, ndarray of int64, ndarray of int64)
+        For the blocks that wait for phase 2: like `scratch` and `lanes`, and memory for `prove_lanes`.
+    noise : ndarray of int32, shape (M * M,)
+        The perturbation of tied blocks.
     at_most, warm : bool
     limit : int
         Half sweeps after which phase 2 takes over.
@@ -87,7 +92,7 @@ def solve_span(
     scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
     middles, floors = scratch[entries + 2 * lines : entries + 3 * lines], scratch[entries + 3 * lines :]
     scratch[:] = 0
-    settled, busy, zoomed, fresh, coming, half_sweeps, expiry = 0, 0, 0, 0, 0, 0, limit
+    settled, busy, zoomed, fresh, coming, half_sweeps, expiry, queued = 0, 0, 0, 0, 0, 0, limit, 0
     while busy or zoomed or coming < len(todo):
         if busy != ALL_LANES and (zoomed or coming < len(todo)):
             fresh = ALL_LANES & ~busy
@@ -128,25 +133,23 @@ def solve_span(
                     zoomed |= bit
                     busy &= ~bit
                     continue
+                row_duals, column_duals = (u, middles) if direction else (middles, v)
                 if done & bit and lanes[STAGE, lane] != PERTURBED:
-                    if direction == 0:
-                        answer = _finish(
-                            kernels, weights, mask, u_flat, v_flat, layout, middles, v, lanes, lane, at_most
-                        )
-                    else:
-                        answer = _finish(
-                            kernels, weights, mask, u_flat, v_flat, layout, u, middles, lanes, lane, at_most
-                        )
+                    answer = _finish(
+                        kernels, weights, mask, u_flat, v_flat, layout, row_duals, column_duals, lanes, lane, at_most
+                    )
                     if answer == FINISHED:
                         busy &= ~bit
                         continue
                     if answer == UNSOUND:
                         expired |= bit
                 if expired & bit or (done & bit and lanes[STAGE, lane] == PERTURBED):
-                    _repair(
-                        kernels, weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most
-                    )
+                    _enqueue(queue, queued, row_duals, column_duals, lanes, lane, m)
+                    queued += 1
                     busy &= ~bit
+                    if queued == LANES:
+                        _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, queued, noise, at_most)
+                        queued = 0
                 elif lanes[STAGE, lane] == PLAIN and at_most and (done & bit or _rests_at_zero(middles, lane, m)):
                     settled &= ~bit
                     lanes[STAGE, lane] = FLOORED
@@ -156,8 +159,12 @@ def solve_span(
                     settled &= ~bit
                     lanes[STAGE, lane] = PERTURBED
                     floors[lane] = -LARGEST_DUAL
-                    for entry in range(m * m):
-                        scores[entry * LANES + lane] += noise[entry]
+                    if _load_perturbed(kernels, weights, layout, noise, scores, lanes, lane):
+                        for line in range(m):
+                            u[line * LANES + lane] = 0
+                            v[line * LANES + lane] = 0
+    if queued:
+        _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, queued, noise, at_most)
 
 
 @bare_kernel
@@ -175,37 +182,6 @@ def _expired(lanes, busy, half_sweeps, limit):
 
 
 @bare_kernel
-def place_block(kernels, weights, layout, block, lanes, lane):
-    """Give a block to a lane: where it lies, and how its scores are scaled."""
-    find_block(layout, block, lanes, lane)
-    lanes[SHIFT, lane] = score_shift(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3])
-
-
-@bare_kernel
-def find_block(layout, block, lanes, lane):
-    """Write where a block starts in the four arrays into the table of lanes.
-
-    GRID_ROW holds the number of the first block of a row, the matrix, and the row of blocks within. It is moved to the
-    row of the block: two divisions take longer than loading a small block, and blocks mostly come in ascending order.
-    """
-    row = lanes[GRID_ROW]
-    if block < row[0] or block - row[0] >= 4 * layout[0, 1]:
-        number = block // layout[0, 1]
-        row[0], row[1] = number * layout[0, 1], number // layout[0, 0]
-        row[2] = number - row[1] * layout[0, 0]
-    while block - row[0] >= layout[0, 1]:
-        row[0] += layout[0, 1]
-        row[2] += 1
-        if row[2] == layout[0, 0]:
-            row[1] += 1
-            row[2] = 0
-    for array in range(4):
-        lanes[array, lane] = (
-            row[1] * layout[array + 1, 0] + row[2] * layout[array + 1, 1] + (block - row[0]) * layout[array + 1, 2]
-        )
-
-
-@bare_kernel
 def load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane):
     """Put the integer scores of a block into its lane, and the duals it starts from."""
     load_lane(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane)
@@ -218,13 +194,6 @@ def load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, flo
         for j in range(layout[0, 3]):
             u[j * LANES + lane] = 0
             v[j * LANES + lane] = 0
-
-
-@bare_kernel
-def powers(exponent):
-    """Split 2**exponent, which may overflow, into two powers of two that do not."""
-    half = exponent // 2
-    return math.ldexp(1.0, int(half)), math.ldexp(1.0, int(exponent - half))
 
 
 @bare_kernel
@@ -262,7 +231,7 @@ def _finish(kernels, weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, a
     if not sound:
         return UNSOUND
     if u_flat.size:
-        _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, layout[0, 3])
+        write_duals(u_flat, v_flat, layout, u, v, shift, lanes[SHIFT, lane], lanes, lane)
     return FINISHED
 
 
@@ -296,38 +265,37 @@ def set_floor(u, v, floors, lane, m):
 
 
 @bare_kernel
-def _store_duals(u_flat, v_flat, layout, u, v, shift, lanes, lane, m):
-    """Write the duals of a block, shifted and scaled back."""
-    first, second = powers(-lanes[SHIFT, lane])
-    for j in range(m):
-        u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = (u[j * LANES + lane] + shift) * first * second
-        v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = (v[j * LANES + lane] - shift) * first * second
+def _load_perturbed(kernels, weights, layout, noise, scores, lanes, lane):
+    return load_perturbed_lane(
+        kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], lanes[EXACT_SHIFT, lane],
+        noise, scores, lane,
+    )  # fmt: skip
 
 
 @bare_kernel
-def _repair(kernels, weights, mask, u_flat, v_flat, layout, u, v, noise, lanes, lane, workspace, at_most):
-    """Hand a block over to phase 2, with the mask at the thresholds of its lane to begin with."""
-    m, n = layout[0, 3], layout[0, 2]
-    exact, flow, repair_u, repair_v, work = workspace
-    start, stride, shift = lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane]
-    exact_shift = score_shift(kernels, weights, start, stride) + REPAIR_BITS - SCORE_BITS
-    lane_noise = noise[: m * m] if lanes[STAGE, lane] == PERTURBED else noise[m * m :]
-    prepare_repair(
-        kernels, weights, start, stride, shift, u, v, lane, lane_noise, exact_shift, exact, flow, work[0], work[1]
-    )
-    centre = _least_sum(u, v, lane, m)[1] if at_most else 0
-    first, second = powers(exact_shift - shift)
-    for j in range(m):
-        scaled = (v[j * LANES + lane] - centre) * first * second
-        repair_v[j] = np.int64(min(max(scaled, -LARGEST_START), LARGEST_START))
-    repair_v[m] = 0
-    repair_block(exact, flow, n, at_most, repair_u, repair_v, work, kernels)
-    for i in range(m):
-        place = lanes[MASK_AT, lane] + i * layout[2, 3]
-        for j in range(m):
-            mask[place + j] = flow[i, j] > 0
-    if u_flat.size:
-        first, second = powers(-exact_shift)
-        for j in range(m):
-            u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = repair_u[j] * first * second
-            v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = repair_v[j] * first * second
+def _enqueue(queue, place, u, v, lanes, lane, m):
+    """Let a block wait for phase 2, with the mask at the thresholds u + v of its lane to begin with."""
+    scratch, table, _ = queue
+    start = m * m * LANES + place
+    for row in range(STAGE + 1):
+        table[row, place] = lanes[row, lane]
+    for line in range(m):
+        scratch[start + line * LANES] = u[line * LANES + lane]
+        scratch[start + (m + line) * LANES] = v[line * LANES + lane]
+
+
+@bare_kernel
+def _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, queued, noise, at_most):
+    """Solve the blocks that wait for phase 2."""
+    scratch, table, memory = queue
+    m = layout[0, 3]
+    entries, lines = m * m * LANES, m * LANES
+    scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
+    for lane in range(LANES):
+        if lane >= queued:
+            _enqueue(queue, lane, u, v, table, np.int64(0), m)
+        if table[STAGE, lane] == PERTURBED:
+            _load_perturbed(kernels, weights, layout, noise, scores, table, lane)
+        else:
+            load_lane(kernels, weights, table[WEIGHTS_AT, lane], layout[1, 3], table[SHIFT, lane], scores, lane)
+    prove_lanes(kernels, weights, mask, u_flat, v_flat, layout, scores, u, v, memory, table, queued, at_most)

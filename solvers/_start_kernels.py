@@ -13,11 +13,12 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from ._block_rows import BlockRows
 from ._dual_sweep_kernels import LARGEST_DUAL, LineVectors
+from ._grid_kernels import MASK_AT, SHIFT, U_AT, V_AT, WEIGHTS_AT, place_block
 from ._jit import bare_kernel
-from ._lane_kernels import Rows, clamped_duals, quantised_rows
+from ._lane_kernels import clamped_duals, quantised_rows
 from ._native import INDEX, M, N, function, native, splat
-from ._primal_dual_kernels import MASK_AT, SHIFT, U_AT, V_AT, WEIGHTS_AT, place_block
 
 __all__ = ["confirm_block", "confirm_start", "define_confirm_block"]
 
@@ -105,7 +106,7 @@ def define_confirm_block(module, n, m, weight_bytes):
         builder, weights, offset, stride, shift, u, u_offset, u_stride, v, v_offset, v_stride,
         mask, mask_offset, mask_stride, at_most,
     ):  # fmt: skip
-        rows, lines = Rows(builder, m, weight_bytes, weights, offset, stride), LineVectors(builder, n, m, lanes=m)
+        rows, lines = BlockRows(builder, m, weight_bytes, weights, offset, stride), LineVectors(builder, n, m, lanes=m)
         both, either, zero = builder.and_, builder.or_, rows.constant(0)
         exactly = splat(builder, builder.icmp_signed("==", at_most, INDEX(0)), m)
         floor = builder.select(exactly, rows.constant(-LARGEST_DUAL), zero)

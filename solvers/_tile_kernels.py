@@ -16,11 +16,11 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from ._block_rows import SCORE_BITS
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL, LineVectors, half_sweep, interleave
+from ._grid_kernels import BORN, GRID_ROW, MASK_AT, U_AT, V_AT, WEIGHTS_AT, find_block
 from ._jit import bare_kernel
-from ._lane_kernels import SCORE_BITS
 from ._native import INDEX, WEIGHT_BYTES, M, function, native, prefetch, splat, weight_type
-from ._primal_dual_kernels import BORN, GRID_ROW, MASK_AT, U_AT, V_AT, WEIGHTS_AT, find_block
 
 __all__ = ["LARGEST_TILE_M", "define_solve_tile", "solve_tile", "solve_tiles", "spare_tile"]
 

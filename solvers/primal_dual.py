@@ -57,12 +57,12 @@ from ..threads import run_parallel
 from . import TABLE
 from ._base import Solver
 from ._dual_sweep_kernels import LANES, define_half_sweep
-from ._lane_kernels import define_lane_functions
-from ._lane_proof_kernels import NOISE_BITS, define_proof_functions
+from ._grid_kernels import TABLE_ROWS
+from ._lane_kernels import NOISE_BITS, define_lane_functions
+from ._lane_proof_kernels import define_proof_functions
 from ._native import compile_table
-from ._primal_dual_kernels import TABLE_ROWS, solve_span
-from ._relax_kernels import define_relax
-from ._repair_kernels import repair_workspace
+from ._primal_dual_kernels import solve_span
+from ._proof_kernels import proof_entries
 from ._start_kernels import confirm_start, define_confirm_block
 from ._tie_kernels import settle_ties
 from ._tile_kernels import LARGEST_TILE_M, define_solve_tile, solve_tiles, spare_tile
@@ -156,7 +156,7 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
         todo = np.empty(last - first, np.int64)
         todo = todo[: solve_tiles(kernels, *flat, layout, first, last, _lanes(), spare_tile(m), at_most, todo)]
         if todo.size:
-            exact = _aligned((3 * m + 7) * (m + 1) * LANES, np.int64)
+            exact = _aligned(proof_entries(m), np.int64)
             settle_ties(
                 kernels, *flat, layout, todo, _scratch(m), exact, _lanes(), _noise(m), at_most, SWEEPS_A_LINE * m
             )
@@ -166,7 +166,8 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
         if confirm:
             todo = todo[: confirm_start(kernels, *flat, layout, todo, _lanes(), at_most)]
         if todo.size:
-            space = _scratch(m), _lanes(), repair_workspace(m + 1)
+            queue = _scratch(m), _lanes(), _aligned(proof_entries(m), np.int64)
+            space = _scratch(m), _lanes(), queue
             solve_span(kernels, *flat, layout, todo, *space, _noise(m), at_most, warm, half_sweep_limit(m))
 
     span = _span(blocks.count, threads)
@@ -180,8 +181,8 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
 @cache
 def pattern_kernels(n: int, m: int, weight_bytes: int) -> NDArray[np.int64]:
     """Return the table of the functions that are generated for a pattern; see `_native`."""
-    small, large = [define_solve_tile, define_proof_functions], [define_relax, define_confirm_block]
-    definitions = [define_half_sweep, define_lane_functions, *(small if m <= LARGEST_TILE_M else large)]
+    define_special = define_solve_tile if m <= LARGEST_TILE_M else define_confirm_block
+    definitions = [define_half_sweep, define_lane_functions, define_proof_functions, define_special]
     table: NDArray[np.int64] = compile_table(n, m, weight_bytes, definitions)
     return table
 
@@ -227,10 +228,9 @@ def _aligned(entries: int, dtype: type[np.integer]) -> Array:
 
 @lru_cache(maxsize=16)
 def _noise(m: int) -> NDArray[np.int32]:
-    """Return the perturbation of each position, 1 to 2**NOISE_BITS by splitmix64, then as many zeros."""
+    """Return the perturbation of each position, 1 to 2**NOISE_BITS by splitmix64."""
     state = (np.arange(1, m * m + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     state ^= state >> np.uint64(31)
-    noise = 1 + (state >> np.uint64(64 - NOISE_BITS))
-    return np.concatenate([noise.astype(np.int32), np.zeros(m * m, np.int32)])
+    return (1 + (state >> np.uint64(64 - NOISE_BITS))).astype(np.int32)
