@@ -16,6 +16,7 @@ from numba import types
 from numba.core import cgutils
 
 from ._dual_sweep_kernels import LANES, interleave
+from ._lane_vectors import FLAGS, NARROW, WIDE, constant, load, store, vectors
 from ._native import BYTES, INDEX, M, N, function, native, splat
 
 __all__ = ["NEVER", "PENALTY", "define_proof_functions", "mark_lanes", "relax_lanes", "store_masks"]
@@ -139,65 +140,42 @@ def define_proof_functions(module, n, m, weight_bytes):
     _define_store_masks(module, m)
 
 
-WIDE = ir.VectorType(INDEX, LANES)
-NARROW = ir.VectorType(ir.IntType(32), LANES)
-FLAGS = ir.VectorType(ir.IntType(1), LANES)
-
-
-def _vectors(builder, vector, *pointers):
-    return [builder.bitcast(pointer, vector.as_pointer()) for pointer in pointers]
-
-
-def _load(builder, pointer, place):
-    loaded = builder.load(builder.gep(pointer, [place]))
-    loaded.align = 64
-    return loaded
-
-
-def _store(builder, vector, pointer, place):
-    builder.store(vector, builder.gep(pointer, [place])).align = 64
-
-
-def _constant(value):
-    return ir.Constant(WIDE, [value] * LANES)
-
-
 def _define_mark_lanes(module, n, m):
     with function(module, mark_lanes, types.int64) as (builder, scores, u, v, exact, sides, at_most):
-        scores, u, v = _vectors(builder, NARROW, scores, u, v)
-        exact, sides = _vectors(builder, WIDE, exact, sides)
+        scores, u, v = vectors(builder, NARROW, scores, u, v)
+        exact, sides = vectors(builder, WIDE, exact, sides)
         counts = cgutils.alloca_once(builder, WIDE, size=INDEX(2 * m))
         with cgutils.for_range(builder, INDEX(2 * m)) as line:
-            _store(builder, _constant(0), counts, line.index)
+            store(builder, constant(WIDE, 0), counts, line.index)
         with cgutils.for_range(builder, INDEX(m)) as row:
-            dual = _load(builder, u, row.index)
-            in_row = cgutils.alloca_once_value(builder, _constant(0))
-            builder.store(_constant(0), in_row)
+            dual = load(builder, u, row.index)
+            in_row = cgutils.alloca_once_value(builder, constant(WIDE, 0))
+            builder.store(constant(WIDE, 0), in_row)
             with cgutils.for_range(builder, INDEX(m)) as column:
                 place = builder.add(builder.mul(row.index, INDEX(m)), column.index)
-                reduced = builder.sub(_load(builder, scores, place), _load(builder, v, column.index))
+                reduced = builder.sub(load(builder, scores, place), load(builder, v, column.index))
                 kept = builder.icmp_signed(">", reduced, dual)
-                score = _load(builder, exact, place)
-                _store(builder, builder.select(kept, score, builder.not_(score)), exact, place)
+                score = load(builder, exact, place)
+                store(builder, builder.select(kept, score, builder.not_(score)), exact, place)
                 one = builder.zext(kept, WIDE)
                 builder.store(builder.add(builder.load(in_row), one), in_row)
                 in_column = builder.add(column.index, INDEX(m))
-                _store(builder, builder.add(_load(builder, counts, in_column), one), counts, in_column)
-            _store(builder, builder.load(in_row), counts, row.index)
+                store(builder, builder.add(load(builder, counts, in_column), one), counts, in_column)
+            store(builder, builder.load(in_row), counts, row.index)
         exactly = splat(builder, builder.icmp_signed("==", at_most, INDEX(0)), LANES)
-        short_score = builder.select(exactly, _constant(-PENALTY), _constant(0))
+        short_score = builder.select(exactly, constant(WIDE, -PENALTY), constant(WIDE, 0))
         unbalanced = cgutils.alloca_once_value(builder, ir.Constant(FLAGS, [0] * LANES))
         with cgutils.for_range(builder, INDEX(2 * m)) as line:
-            count = _load(builder, counts, line.index)
-            short = builder.icmp_signed("<", count, _constant(n))
-            over = builder.icmp_signed(">", count, _constant(n))
-            some = builder.and_(builder.not_(exactly), builder.icmp_signed(">", count, _constant(0)))
+            count = load(builder, counts, line.index)
+            short = builder.icmp_signed("<", count, constant(WIDE, n))
+            over = builder.icmp_signed(">", count, constant(WIDE, n))
+            some = builder.and_(builder.not_(exactly), builder.icmp_signed(">", count, constant(WIDE, 0)))
             after_rows = builder.select(builder.icmp_signed("<", line.index, INDEX(m)), INDEX(0), INDEX(m))
             place = builder.add(line.index, after_rows)
-            _store(builder, builder.select(short, short_score, _constant(NEVER)), sides, place)
-            addable = builder.select(some, _constant(0), _constant(-NEVER))
-            addable = builder.select(over, _constant(PENALTY), addable)
-            _store(builder, addable, sides, builder.add(place, INDEX(m)))
+            store(builder, builder.select(short, short_score, constant(WIDE, NEVER)), sides, place)
+            addable = builder.select(some, constant(WIDE, 0), constant(WIDE, -NEVER))
+            addable = builder.select(over, constant(WIDE, PENALTY), addable)
+            store(builder, addable, sides, builder.add(place, INDEX(m)))
             wrong = builder.or_(over, builder.and_(short, exactly))
             builder.store(builder.or_(builder.load(unbalanced), wrong), unbalanced)
         builder.ret(builder.zext(builder.bitcast(builder.load(unbalanced), ir.IntType(LANES)), INDEX))
@@ -207,58 +185,58 @@ def _define_relax_lanes(module, m):
     with function(module, relax_lanes, types.int64) as (
         builder, exact, sides, coarse, u, v, row_from, column_from, dummies
     ):  # fmt: skip
-        arrays = _vectors(builder, WIDE, exact, sides, coarse, u, v, row_from, column_from)
+        arrays = vectors(builder, WIDE, exact, sides, coarse, u, v, row_from, column_from)
         exact, sides, coarse, u, v, row_from, column_from = arrays
-        lost = _load(builder, coarse, INDEX(0))
-        extreme, place, changed = (cgutils.alloca_once_value(builder, _constant(0)) for _ in range(3))
+        lost = load(builder, coarse, INDEX(0))
+        extreme, place, changed = (cgutils.alloca_once_value(builder, constant(WIDE, 0)) for _ in range(3))
         dummies = builder.icmp_signed("!=", dummies, INDEX(0))
 
         def relax_lines(order, line_stride, entry_stride, own_sides, other_sides, duals, others, origins):
             def consider(score, entry):
-                reduced, so_far = builder.sub(score, _load(builder, others, entry)), builder.load(extreme)
+                reduced, so_far = builder.sub(score, load(builder, others, entry)), builder.load(extreme)
                 better = builder.icmp_signed(order, reduced, so_far)
                 builder.store(builder.select(better, reduced, so_far), extreme)
                 builder.store(builder.select(better, splat(builder, entry, LANES), builder.load(place)), place)
 
             @contextmanager
             def updated(line):
-                before = _load(builder, duals, line)
+                before = load(builder, duals, line)
                 builder.store(before, extreme)
-                builder.store(_load(builder, origins, line), place)
+                builder.store(load(builder, origins, line), place)
                 yield
                 after = builder.load(extreme)
-                _store(builder, after, duals, line)
-                _store(builder, builder.load(place), origins, line)
+                store(builder, after, duals, line)
+                store(builder, builder.load(place), origins, line)
                 builder.store(builder.or_(builder.load(changed), builder.xor(before, after)), changed)
 
             with cgutils.for_range(builder, INDEX(m)) as line, updated(line.index):
                 with cgutils.for_range(builder, INDEX(m)) as entry:
                     at = builder.add(builder.mul(line.index, line_stride), builder.mul(entry.index, entry_stride))
-                    score = builder.ashr(_load(builder, exact, at), lost)
-                    kept = builder.icmp_signed(">=", score, _constant(0))
+                    score = builder.ashr(load(builder, exact, at), lost)
+                    kept = builder.icmp_signed(">=", score, constant(WIDE, 0))
                     if order == "<":
-                        score = builder.select(kept, score, _constant(NEVER))
+                        score = builder.select(kept, score, constant(WIDE, NEVER))
                     else:
-                        score = builder.select(kept, _constant(-NEVER), builder.not_(score))
+                        score = builder.select(kept, constant(WIDE, -NEVER), builder.not_(score))
                     consider(score, entry.index)
                 with builder.if_then(dummies):
-                    consider(_load(builder, sides, builder.add(line.index, INDEX(own_sides))), INDEX(m))
+                    consider(load(builder, sides, builder.add(line.index, INDEX(own_sides))), INDEX(m))
             with builder.if_then(dummies), updated(INDEX(m)):
                 with cgutils.for_range(builder, INDEX(m)) as entry:
-                    consider(_load(builder, sides, builder.add(entry.index, INDEX(other_sides))), entry.index)
-                consider(_constant(0), INDEX(m))
+                    consider(load(builder, sides, builder.add(entry.index, INDEX(other_sides))), entry.index)
+                consider(constant(WIDE, 0), INDEX(m))
 
         relax_lines("<", INDEX(m), INDEX(1), 0, 2 * m, u, v, row_from)
-        builder.store(_constant(0), changed)
+        builder.store(constant(WIDE, 0), changed)
         relax_lines(">", INDEX(1), INDEX(m), 3 * m, m, v, u, column_from)
-        bits = builder.icmp_unsigned("!=", builder.load(changed), _constant(0))
+        bits = builder.icmp_unsigned("!=", builder.load(changed), constant(WIDE, 0))
         builder.ret(builder.zext(builder.bitcast(bits, ir.IntType(LANES)), INDEX))
 
 
 def _define_store_masks(module, m):
     with function(module, store_masks, types.none) as (builder, exact, mask, offsets, stride, which):
-        (exact,) = _vectors(builder, WIDE, exact)
-        (offsets,) = _vectors(builder, INDEX, offsets)
+        (exact,) = vectors(builder, WIDE, exact)
+        (offsets,) = vectors(builder, INDEX, offsets)
         lane_bytes = ir.VectorType(ir.IntType(8), LANES)
         widths = [8] * (m // 8) + [m % 8] * (m % 8 > 0)  # of parts of a row; vectors of more bytes take long to compile
         buffer = cgutils.alloca_once(builder, lane_bytes, size=INDEX(m))
@@ -267,8 +245,8 @@ def _define_store_masks(module, m):
             for width in widths:
                 first, columns = 8 * len(starts), []
                 for j in range(first, first + width):
-                    score = _load(builder, exact, builder.add(builder.mul(row.index, INDEX(m)), INDEX(j)))
-                    columns.append(builder.zext(builder.icmp_signed(">=", score, _constant(0)), lane_bytes))
+                    score = load(builder, exact, builder.add(builder.mul(row.index, INDEX(m)), INDEX(j)))
+                    columns.append(builder.zext(builder.icmp_signed(">=", score, constant(WIDE, 0)), lane_bytes))
                 part = interleave(builder, columns)
                 starts.append(builder.gep(buffer, [INDEX(first)]))
                 builder.store(part, builder.bitcast(starts[-1], part.type.as_pointer())).align = 1

@@ -32,8 +32,9 @@ __all__ = [
 ]  # fmt: skip
 
 FUNCTIONS = (
-    "half_sweep", "score_shift", "load_lane", "load_perturbed_lane", "load_duals", "load_exact_lane", "store_mask",
-    "mark_lanes", "relax_lanes", "store_masks", "solve_tile", "confirm_block",
+    "half_sweep", "mark_lanes", "relax_lanes", "store_masks",
+    "score_shift", "load_lane", "load_perturbed_lane", "load_duals", "load_exact_lane", "store_mask", "confirm_block",
+    "solve_tile", "load_exact_lanes", "quantise_lanes", "perturb_lanes",
 )  # fmt: skip
 N, M, WEIGHT_BYTES = range(len(FUNCTIONS), len(FUNCTIONS) + 3)
 

@@ -41,12 +41,10 @@ from ._grid_kernels import (
     write_duals,
 )
 from ._jit import bare_kernel
-from ._lane_kernels import load_duals, load_lane, load_perturbed_lane, store_mask
-from ._proof_kernels import prove_lanes
+from ._lane_kernels import load_duals, load_exact_lane, load_lane, load_perturbed_lane, store_mask
+from ._proof_kernels import ALL_LANES, prove_lanes
 
 __all__ = ["solve_span"]
-
-ALL_LANES = (1 << LANES) - 1
 
 # Stages of a block, and how an attempt to finish it ends
 PLAIN, FLOORED, PERTURBED = range(3)
@@ -129,7 +127,8 @@ def solve_span(
                 bit = 1 << lane
                 if not (done | tied | expired | low) & bit:
                     continue
-                if low & bit and zoom_block(middles, v, lanes, lane, m):
+                if low & bit and zoom_bits(middles, v, lane, m) > 0:
+                    lanes[SHIFT, lane] += zoom_bits(middles, v, lane, m)
                     zoomed |= bit
                     busy &= ~bit
                     continue
@@ -197,8 +196,8 @@ def load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, flo
 
 
 @bare_kernel
-def zoom_block(middles, v, lanes, lane, m):
-    """Scale a block up whose thresholds are tiny beside its largest score; return False if they are all 0.
+def zoom_bits(middles, v, lane, m):
+    """Return by how many bits to scale a block up whose thresholds are tiny beside its largest score; 0 for not at all.
 
     The larger scores are capped then, which is sound as long as all of them are kept.
     """
@@ -210,10 +209,7 @@ def zoom_block(middles, v, lanes, lane, m):
     bits = 0
     while threshold >> bits:
         bits += 1
-    if bits == 0 or bits >= ZOOMED_BITS - 1:
-        return False
-    lanes[SHIFT, lane] += ZOOMED_BITS - bits
-    return True
+    return 0 if bits == 0 or bits >= ZOOMED_BITS - 1 else ZOOMED_BITS - bits
 
 
 @bare_kernel
@@ -294,8 +290,10 @@ def _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, queued, 
     for lane in range(LANES):
         if lane >= queued:
             _enqueue(queue, lane, u, v, table, np.int64(0), m)
+        start, shift = table[WEIGHTS_AT, lane], table[EXACT_SHIFT, lane]
+        load_exact_lane(kernels, weights, start, layout[1, 3], shift, memory, lane)
         if table[STAGE, lane] == PERTURBED:
             _load_perturbed(kernels, weights, layout, noise, scores, table, lane)
         else:
-            load_lane(kernels, weights, table[WEIGHTS_AT, lane], layout[1, 3], table[SHIFT, lane], scores, lane)
-    prove_lanes(kernels, weights, mask, u_flat, v_flat, layout, scores, u, v, memory, table, queued, at_most)
+            load_lane(kernels, weights, start, layout[1, 3], table[SHIFT, lane], scores, lane)
+    prove_lanes(kernels, mask, u_flat, v_flat, layout, scores, u, v, memory, table, queued, at_most)

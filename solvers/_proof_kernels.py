@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from ._dual_sweep_kernels import LANES
 from ._jit import bare_kernel
-from ._grid_kernels import EXACT_SHIFT, MASK_AT, WEIGHTS_AT, write_duals
-from ._lane_kernels import load_exact_lane
+from ._grid_kernels import EXACT_SHIFT, MASK_AT, write_duals
 from ._lane_proof_kernels import NEVER, PENALTY, mark_lanes, relax_lanes, store_masks
 
 __all__ = ["proof_entries", "prove_lanes"]
@@ -32,19 +31,18 @@ def proof_entries(m):
 
 
 @bare_kernel
-def prove_lanes(
-    kernels, weights, mask, u_flat, v_flat, layout, scores, u, v, memory, lanes, taken, at_most
-):  # fmt: skip
+def prove_lanes(kernels, mask, u_flat, v_flat, layout, scores, u, v, memory, lanes, taken, at_most):
     """Solve the blocks of all lanes, and write the answers of the first `taken`.
 
     Parameters
     ----------
-    kernels, weights, mask, u_flat, v_flat, layout, lanes, at_most
+    kernels, mask, u_flat, v_flat, layout, lanes, at_most
         As for `solve_span`.
     scores : ndarray of int32, shape (M * M * LANES,)
         Aligned to a vector, as are all below. An entry is kept to begin with where its score exceeds u + v.
     u, v : ndarray of int32, shape (M * LANES,)
     memory : ndarray of int64, shape (proof_entries(M),)
+        Its first M * M * LANES entries are the exact scores. Overwritten.
     taken : int
     """
     n, m = layout[0, 2], layout[0, 3]
@@ -53,9 +51,6 @@ def prove_lanes(
     exact_u, exact_v, memory = memory[:more], memory[more : 2 * more], memory[2 * more :]
     row_from, column_from, memory = memory[:more], memory[more : 2 * more], memory[2 * more :]
     coarse, seen = memory[:LANES], memory[LANES:]
-    for lane in range(LANES):
-        start, shift = lanes[WEIGHTS_AT, lane], lanes[EXACT_SHIFT, lane]
-        load_exact_lane(kernels, weights, start, layout[1, 3], shift, exact, lane)
     unbalanced = mark_lanes(kernels, scores, u, v, exact, sides, at_most)
     for lane in range(LANES):
         coarse[lane] = COARSE_BITS * (unbalanced >> lane & 1)

@@ -9,12 +9,14 @@ that prove a mask, or a cycle along which an exchange improves it. The few that 
 
 from __future__ import annotations
 
+from ._block_rows import SCORE_BITS
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL, half_sweep
-from ._grid_kernels import EXACT_SHIFT, SHIFT, WEIGHTS_AT, place_block
+from ._grid_kernels import EXACT_SHIFT, SHIFT, WEIGHTS_AT, find_block
 from ._jit import bare_kernel
-from ._lane_kernels import load_lane, load_perturbed_lane
-from ._primal_dual_kernels import ALL_LANES, zoom_block
-from ._proof_kernels import prove_lanes
+from ._lane_kernels import EXACT_BITS
+from ._primal_dual_kernels import zoom_bits
+from ._proof_kernels import ALL_LANES, prove_lanes
+from ._tie_lane_kernels import load_exact_lanes, perturb_lanes, quantise_lanes
 
 __all__ = ["settle_ties"]
 
@@ -37,25 +39,27 @@ def settle_ties(
     entries, lines = m * m * LANES, m * LANES
     scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
     middles, floors = scratch[entries + 2 * lines : entries + 3 * lines], scratch[entries + 3 * lines :]
+    lost, shifts = lanes[SHIFT], lanes[EXACT_SHIFT]
     for first in range(0, len(todo), LANES):
         taken = min(LANES, len(todo) - first)
         for lane in range(LANES):
-            place_block(kernels, weights, layout, todo[first + min(lane, taken - 1)], lanes, lane)
-            load_lane(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane)
+            find_block(layout, todo[first + min(lane, taken - 1)], lanes, lane)
+        load_exact_lanes(kernels, weights, lanes[WEIGHTS_AT], layout[1, 3], exact_scratch, shifts)
+        lost[:] = EXACT_BITS - SCORE_BITS
+        quantise_lanes(kernels, exact_scratch, lost, scores)
         u[:] = 0
         v[:] = 0
         floors[:] = -LARGEST_DUAL
         low = half_sweep(kernels, scores, m, 1, v, u, middles, floors) >> (3 * LANES) & ALL_LANES
-        for lane in range(LANES):
-            if low >> lane & 1:
-                zoom_block(middles, v, lanes, lane, m)
-            load_perturbed_lane(
-                kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], lanes[EXACT_SHIFT, lane],
-                noise, scores, lane,
-            )  # fmt: skip
+        if low:
+            for lane in range(LANES):
+                if low >> lane & 1:
+                    lost[lane] = max(0, lost[lane] - zoom_bits(middles, v, lane, m))
+            quantise_lanes(kernels, exact_scratch, lost, scores)
+        perturb_lanes(kernels, scores, exact_scratch, noise)
         _sweep(kernels, scores, u, v, middles, floors, m, limit)
         prove_lanes(
-            kernels, weights, mask, u_flat, v_flat, layout, scores, u, middles, exact_scratch, lanes, taken, at_most
+            kernels, mask, u_flat, v_flat, layout, scores, u, middles, exact_scratch, lanes, taken, at_most
         )
 
 

@@ -65,6 +65,7 @@ from ._primal_dual_kernels import solve_span
 from ._proof_kernels import proof_entries
 from ._start_kernels import confirm_start, define_confirm_block
 from ._tie_kernels import settle_ties
+from ._tie_lane_kernels import define_tie_functions
 from ._tile_kernels import LARGEST_TILE_M, define_solve_tile, solve_tiles, spare_tile
 
 __all__ = ["PrimalDual"]
@@ -181,8 +182,8 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
 @cache
 def pattern_kernels(n: int, m: int, weight_bytes: int) -> NDArray[np.int64]:
     """Return the table of the functions that are generated for a pattern; see `_native`."""
-    define_special = define_solve_tile if m <= LARGEST_TILE_M else define_confirm_block
-    definitions = [define_half_sweep, define_lane_functions, define_proof_functions, define_special]
+    small, large = [define_solve_tile, define_tie_functions], [define_lane_functions, define_confirm_block]
+    definitions = [define_half_sweep, define_proof_functions, *(small if m <= LARGEST_TILE_M else large)]
     table: NDArray[np.int64] = compile_table(n, m, weight_bytes, definitions)
     return table
 
@@ -214,8 +215,10 @@ def _scratch(m: int) -> NDArray[np.int32]:
 
 
 def _lanes() -> NDArray[np.int64]:
-    """Allocate a table of lanes."""
-    return np.zeros((TABLE_ROWS, LANES), np.int64)
+    """Allocate a table of lanes, aligned to whole vectors."""
+    table = _aligned(TABLE_ROWS * LANES, np.int64).reshape(TABLE_ROWS, LANES)
+    table[:] = 0
+    return table
 
 
 def _aligned(entries: int, dtype: type[np.integer]) -> Array:
