@@ -15,10 +15,10 @@ from ._lane_kernels import EXACT_BITS, SCORE_BITS, score_shift
 
 __all__ = ["TABLE_ROWS", "find_block", "place_block", "write_duals"]
 
-# Rows of the table of lanes: where a block starts in the four arrays, its state, and, once for all lanes, where
-# `find_block` stands
-WEIGHTS_AT, MASK_AT, U_AT, V_AT, SHIFT, EXACT_SHIFT, BORN, STAGE, GRID_ROW = range(9)
-TABLE_ROWS = 9
+# Rows of the table of lanes: where a block starts in the four arrays, and its state; and, once for all lanes, where
+# `find_block` stands, and how many lanes are taken
+WEIGHTS_AT, MASK_AT, U_AT, V_AT, SHIFT, EXACT_SHIFT, BORN, STAGE, GRID_ROW, TAKEN = range(10)
+TABLE_ROWS = 10
 
 
 @bare_kernel

@@ -34,6 +34,7 @@ from ._grid_kernels import (
     SHIFT,
     STAGE,
     TABLE_ROWS,
+    TAKEN,
     U_AT,
     V_AT,
     WEIGHTS_AT,
@@ -90,7 +91,7 @@ def solve_span(
     scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
     middles, floors = scratch[entries + 2 * lines : entries + 3 * lines], scratch[entries + 3 * lines :]
     scratch[:] = 0
-    settled, busy, zoomed, fresh, coming, half_sweeps, expiry, queued = 0, 0, 0, 0, 0, 0, limit, 0
+    settled, busy, zoomed, fresh, coming, half_sweeps, expiry = 0, 0, 0, 0, 0, 0, limit
     while busy or zoomed or coming < len(todo):
         if busy != ALL_LANES and (zoomed or coming < len(todo)):
             fresh = ALL_LANES & ~busy
@@ -143,12 +144,10 @@ def solve_span(
                     if answer == UNSOUND:
                         expired |= bit
                 if expired & bit or (done & bit and lanes[STAGE, lane] == PERTURBED):
-                    _enqueue(queue, queued, row_duals, column_duals, lanes, lane, m)
-                    queued += 1
                     busy &= ~bit
-                    if queued == LANES:
-                        _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, queued, noise, at_most)
-                        queued = 0
+                    _enqueue(queue, row_duals, column_duals, lanes, lane, m)
+                    if queue[1][TAKEN, 0] == LANES:
+                        _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, noise, at_most)
                 elif lanes[STAGE, lane] == PLAIN and at_most and (done & bit or _rests_at_zero(middles, lane, m)):
                     settled &= ~bit
                     lanes[STAGE, lane] = FLOORED
@@ -162,8 +161,8 @@ def solve_span(
                         for line in range(m):
                             u[line * LANES + lane] = 0
                             v[line * LANES + lane] = 0
-    if queued:
-        _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, queued, noise, at_most)
+    if queue[1][TAKEN, 0]:
+        _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, noise, at_most)
 
 
 @bare_kernel
@@ -269,31 +268,38 @@ def _load_perturbed(kernels, weights, layout, noise, scores, lanes, lane):
 
 
 @bare_kernel
-def _enqueue(queue, place, u, v, lanes, lane, m):
+def _enqueue(queue, u, v, lanes, lane, m):
     """Let a block wait for phase 2, with the mask at the thresholds u + v of its lane to begin with."""
     scratch, table, _ = queue
+    place = table[TAKEN, 0]
     start = m * m * LANES + place
     for row in range(STAGE + 1):
         table[row, place] = lanes[row, lane]
     for line in range(m):
         scratch[start + line * LANES] = u[line * LANES + lane]
         scratch[start + (m + line) * LANES] = v[line * LANES + lane]
+    table[TAKEN, 0] += 1
 
 
 @bare_kernel
-def _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, queued, noise, at_most):
-    """Solve the blocks that wait for phase 2."""
+def _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, noise, at_most):
+    """Solve the blocks that wait for phase 2; lanes that are not taken get the first one."""
     scratch, table, memory = queue
-    m = layout[0, 3]
+    m, taken = layout[0, 3], table[TAKEN, 0]
     entries, lines = m * m * LANES, m * LANES
     scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
     for lane in range(LANES):
-        if lane >= queued:
-            _enqueue(queue, lane, u, v, table, np.int64(0), m)
+        if lane >= taken:
+            for row in range(STAGE + 1):
+                table[row, lane] = table[row, 0]
+            for line in range(m):
+                u[line * LANES + lane] = u[line * LANES]
+                v[line * LANES + lane] = v[line * LANES]
         start, shift = table[WEIGHTS_AT, lane], table[EXACT_SHIFT, lane]
         load_exact_lane(kernels, weights, start, layout[1, 3], shift, memory, lane)
         if table[STAGE, lane] == PERTURBED:
             _load_perturbed(kernels, weights, layout, noise, scores, table, lane)
         else:
             load_lane(kernels, weights, start, layout[1, 3], table[SHIFT, lane], scores, lane)
-    prove_lanes(kernels, mask, u_flat, v_flat, layout, scores, u, v, memory, table, queued, at_most)
+    prove_lanes(kernels, mask, u_flat, v_flat, layout, scores, u, v, memory, table, taken, at_most)
+    table[TAKEN, 0] = 0

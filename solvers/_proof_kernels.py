@@ -102,10 +102,9 @@ def _cancel_cycle(exact, sides, row_from, column_from, seen, n, m, at_most, dumm
         if j == start:
             break
     for line in range(m if rows | columns else 0):
-        if rows >> line & 1:
-            _set_sides(exact, sides, n, at_most, line * m * LANES + lane, LANES, line * LANES + lane, m * LANES)
-        if columns >> line & 1:
-            _set_sides(exact, sides, n, at_most, line * LANES + lane, m * LANES, (2 * m + line) * LANES + lane, m * LANES)
+        for axis in range(2):
+            if (columns if axis else rows) >> line & 1:
+                _set_sides(exact, sides, n, m, at_most, axis, line, lane)
     return True
 
 
@@ -133,13 +132,14 @@ def _exchange(exact, m, i, j, lane):
 
 
 @bare_kernel
-def _set_sides(exact, sides, n, at_most, start, step, place, stride):
-    """Set what a line and its dummy can exchange, as `mark_lanes` does for all lines."""
+def _set_sides(exact, sides, n, m, at_most, axis, line, lane):
+    """Set what a row (axis 0) or a column (axis 1) and its dummy can exchange, as `mark_lanes` does for all lines."""
     kept = 0
-    for entry in range(stride // LANES):
-        kept += exact[start + entry * step] >= 0
+    for entry in range(m):
+        kept += exact[((entry * m + line) if axis else (line * m + entry)) * LANES + lane] >= 0
+    place = (2 * axis * m + line) * LANES + lane
     sides[place] = (0 if at_most else -PENALTY) if kept < n else NEVER
-    sides[place + stride] = PENALTY if kept > n else 0 if at_most and kept > 0 else -NEVER
+    sides[place + m * LANES] = PENALTY if kept > n else 0 if at_most and kept > 0 else -NEVER
 
 
 @bare_kernel
