@@ -22,6 +22,7 @@ __all__ = ["proof_entries", "prove_lanes"]
 QUICK_ROUNDS = 3  # of Bellman-Ford, after which cycles are looked for
 ROUNDS_A_LOOK = 2  # fewer, and most looks are in vain
 COARSE_BITS = 12
+GROWING_ROUNDS = 256  # a round moves no dual by more than 2**51, and NEVER must stay out of reach
 ALL_LANES = (1 << LANES) - 1
 
 
@@ -72,7 +73,7 @@ def prove_lanes(kernels, mask, u_flat, v_flat, layout, scores, u, v, memory, lan
             for line in range(m + 1):
                 row_from[line * LANES + lane] = -1
                 column_from[line * LANES + lane] = -1
-                if coarse[lane]:
+                if coarse[lane] or rounds > GROWING_ROUNDS:
                     exact_u[line * LANES + lane] = 2 * NEVER
                     exact_v[line * LANES + lane] = 0
             if coarse[lane] and _is_balanced(sides, m, lane):

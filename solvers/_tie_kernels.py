@@ -23,7 +23,7 @@ __all__ = ["settle_ties"]
 
 @bare_kernel
 def settle_ties(
-    kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, exact_scratch, lanes, noise, at_most, limit
+    kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, memory, lanes, noise, at_most, limit
 ):
     """Solve the blocks `todo`.
 
@@ -31,7 +31,7 @@ def settle_ties(
     ----------
     kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, lanes, noise, at_most
         As for `solve_span`.
-    exact_scratch : ndarray of int64, shape (proof_entries(M),), aligned to 64 bytes
+    memory : ndarray of int64, shape (proof_entries(M),), aligned to 64 bytes
     limit : int
         Sweeps at most.
     """
@@ -39,14 +39,14 @@ def settle_ties(
     entries, lines = m * m * LANES, m * LANES
     scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
     middles, floors = scratch[entries + 2 * lines : entries + 3 * lines], scratch[entries + 3 * lines :]
-    lost, shifts = lanes[SHIFT], lanes[EXACT_SHIFT]
+    exact, lost, shifts = memory[:entries], lanes[SHIFT], lanes[EXACT_SHIFT]
     for first in range(0, len(todo), LANES):
         taken = min(LANES, len(todo) - first)
         for lane in range(LANES):
             find_block(layout, todo[first + min(lane, taken - 1)], lanes, lane)
-        load_exact_lanes(kernels, weights, lanes[WEIGHTS_AT], layout[1, 3], exact_scratch, shifts)
+        load_exact_lanes(kernels, weights, lanes[WEIGHTS_AT], layout[1, 3], exact, shifts)
         lost[:] = EXACT_BITS - SCORE_BITS
-        quantise_lanes(kernels, exact_scratch, lost, scores)
+        quantise_lanes(kernels, exact, lost, scores)
         u[:] = 0
         v[:] = 0
         floors[:] = -LARGEST_DUAL
@@ -55,12 +55,10 @@ def settle_ties(
             for lane in range(LANES):
                 if low >> lane & 1:
                     lost[lane] = max(0, lost[lane] - zoom_bits(middles, v, lane, m))
-            quantise_lanes(kernels, exact_scratch, lost, scores)
-        perturb_lanes(kernels, scores, exact_scratch, noise)
+            quantise_lanes(kernels, exact, lost, scores)
+        perturb_lanes(kernels, scores, exact, noise)
         _sweep(kernels, scores, u, v, middles, floors, m, limit)
-        prove_lanes(
-            kernels, mask, u_flat, v_flat, layout, scores, u, middles, exact_scratch, lanes, taken, at_most
-        )
+        prove_lanes(kernels, mask, u_flat, v_flat, layout, scores, u, middles, memory, lanes, taken, at_most)
 
 
 @bare_kernel
