@@ -88,6 +88,8 @@ def function(module, twin, result):
     parameters = list(inspect.signature(twin).parameters.values())[1:]
     kinds = [BYTES if parameter.annotation == "np.ndarray" else INDEX for parameter in parameters]
     defined = ir.Function(module, ir.FunctionType(RESULTS[result], kinds), f"{module.name}.{twin.__name__}")
+    defined.attributes.add("nounwind")
+    defined.attributes.alignstack = 64  # vectors that are spilled across two cache lines take twice as long
     yield ir.IRBuilder(defined.append_basic_block()), *defined.args
 
 
