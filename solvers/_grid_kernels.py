@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from ._dual_sweep_kernels import LANES
-from ._jit import bare_kernel
+from ._jit import inner_kernel
 from ._lane_kernels import EXACT_BITS, SCORE_BITS, score_shift
 
 __all__ = ["TABLE_ROWS", "find_block", "place_block", "write_duals"]
@@ -21,7 +21,7 @@ WEIGHTS_AT, MASK_AT, U_AT, V_AT, SHIFT, EXACT_SHIFT, BORN, STAGE, GRID_ROW, TAKE
 TABLE_ROWS = 10
 
 
-@bare_kernel
+@inner_kernel
 def place_block(kernels, weights, layout, block, lanes, lane):
     """Give a block to a lane: where it lies, and how its scores are scaled."""
     find_block(layout, block, lanes, lane)
@@ -29,7 +29,7 @@ def place_block(kernels, weights, layout, block, lanes, lane):
     lanes[SHIFT, lane], lanes[EXACT_SHIFT, lane] = shift, shift + EXACT_BITS - SCORE_BITS
 
 
-@bare_kernel
+@inner_kernel
 def find_block(layout, block, lanes, lane):
     """Write where a block starts in the four arrays into the table of lanes.
 
@@ -53,7 +53,7 @@ def find_block(layout, block, lanes, lane):
         )
 
 
-@bare_kernel
+@inner_kernel
 def write_duals(u_flat, v_flat, layout, u, v, centre, shift, lanes, lane):
     """Write the duals u + centre and v - centre of a lane, divided by 2**shift, to the caller's memory."""
     m = layout[0, 3]

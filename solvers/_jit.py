@@ -22,7 +22,7 @@ from typing import Any
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-__all__ = ["bare_kernel", "kernel", "load_code", "save_code"]
+__all__ = ["bare_kernel", "inner_kernel", "kernel", "load_code", "save_code"]
 
 
 class BestEffortCache(FunctionCache):
@@ -113,12 +113,17 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def bare_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Do what `kernel` does for a function that allocates no memory, and that only Python and such functions call.
+    """Do what `kernel` does for a function that allocates no memory, and calls only such functions.
 
     References to arrays are not counted, which took a sixth of the time of `primal_dual` at 8:16: arguments of a
     function are counted by locked instructions whenever it is called.
     """
     return _compiled(function, _nrt=False)
+
+
+def inner_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Do what `bare_kernel` does for a function that Python never calls, which saves a tenth of the compilation."""
+    return _compiled(function, _nrt=False, no_cpython_wrapper=True)
 
 
 def _compiled(function: Callable[..., Any], **options: bool) -> Callable[..., Any]:

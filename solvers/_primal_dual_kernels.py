@@ -1,8 +1,5 @@
 """Phase 1 of `primal_dual`: keep LANES blocks in flight, and refill a lane as soon as its block is done.
 
-Blocks are addressed in place, as rows of M contiguous entries in a flat view of the caller's memory. Nothing is copied
-but the M * M scores of the blocks in flight.
-
 A block is done when its row duals and its column duals are settled at once (`half_sweep`): thresholding the integer
 scores q keeps exactly N in every line, and no q equals the sum u + v of its duals. Because q - 1 < scaled score <= q,
 and all are integers, the true scores lie on the same side of u + v: the mask is optimal for them, and it is the only
@@ -15,9 +12,9 @@ floor of 0 under the duals.
 A block whose thresholds are tiny beside its largest score is *zoomed*: scaled up, with the larger scores capped. It is
 finished only if all capped scores are kept, so that their true values, which are larger, would be kept as well.
 
-A block whose scores tie is never done. It is found by its ties, gets a small fixed perturbation, and when the perturbed
-block is done phase 2 proves or improves its mask on the true scores. Phase 2 also takes over from the few blocks that
-are not done after a number of half sweeps.
+A block whose scores tie is never done. It is found by its ties, gets a small fixed perturbation, and goes on. Perturbed
+blocks that are done, and the few blocks that are not done after a number of half sweeps, wait for phase 2
+(`_proof_kernels`), which takes LANES of them at a time.
 """
 
 # mypy: ignore-errors
@@ -33,7 +30,6 @@ from ._grid_kernels import (
     MASK_AT,
     SHIFT,
     STAGE,
-    TABLE_ROWS,
     TAKEN,
     U_AT,
     V_AT,
@@ -41,14 +37,14 @@ from ._grid_kernels import (
     place_block,
     write_duals,
 )
-from ._jit import bare_kernel
+from ._jit import bare_kernel, inner_kernel
 from ._lane_kernels import load_duals, load_exact_lane, load_lane, load_perturbed_lane, store_mask
 from ._proof_kernels import ALL_LANES, prove_lanes
 
 __all__ = ["solve_span"]
 
 # Stages of a block, and how an attempt to finish it ends
-PLAIN, FLOORED, PERTURBED = range(3)
+PLAIN, FLOORED, PERTURBED, GONE = range(4)
 FINISHED, NEEDS_FLOOR, UNSOUND = range(3)
 
 ZOOMED_BITS = 26  # thresholds of zoomed blocks; leaves two bits before scores are capped
@@ -128,44 +124,58 @@ def solve_span(
                 bit = 1 << lane
                 if not (done | tied | expired | low) & bit:
                     continue
-                if low & bit and zoom_bits(middles, v, lane, m) > 0:
-                    lanes[SHIFT, lane] += zoom_bits(middles, v, lane, m)
+                bits = zoom_bits(middles, v, lane, m) if low & bit else 0
+                if bits:
+                    lanes[SHIFT, lane] += bits
                     zoomed |= bit
                     busy &= ~bit
                     continue
-                row_duals, column_duals = (u, middles) if direction else (middles, v)
-                if done & bit and lanes[STAGE, lane] != PERTURBED:
-                    answer = _finish(
-                        kernels, weights, mask, u_flat, v_flat, layout, row_duals, column_duals, lanes, lane, at_most
-                    )
-                    if answer == FINISHED:
-                        busy &= ~bit
-                        continue
-                    if answer == UNSOUND:
-                        expired |= bit
-                if expired & bit or (done & bit and lanes[STAGE, lane] == PERTURBED):
+                stage = _advance(
+                    kernels, weights, mask, u_flat, v_flat, layout, scores, u, v, middles, floors, direction,
+                    lanes, lane, queue, noise, at_most, done & bit != 0, tied & bit != 0, expired & bit != 0,
+                )  # fmt: skip
+                if stage == GONE:
                     busy &= ~bit
-                    _enqueue(queue, row_duals, column_duals, lanes, lane, m)
-                    if queue[1][TAKEN, 0] == LANES:
-                        _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, noise, at_most)
-                elif lanes[STAGE, lane] == PLAIN and at_most and (done & bit or _rests_at_zero(middles, lane, m)):
+                elif stage != lanes[STAGE, lane]:
+                    lanes[STAGE, lane] = stage
+                    lanes[BORN, lane] = half_sweeps if stage == FLOORED else lanes[BORN, lane]
                     settled &= ~bit
-                    lanes[STAGE, lane] = FLOORED
-                    lanes[BORN, lane] = half_sweeps
-                    set_floor(u, v, floors, lane, m)
-                elif tied & bit and lanes[STAGE, lane] != PERTURBED:
-                    settled &= ~bit
-                    lanes[STAGE, lane] = PERTURBED
-                    floors[lane] = -LARGEST_DUAL
-                    if _load_perturbed(kernels, weights, layout, noise, scores, lanes, lane):
-                        for line in range(m):
-                            u[line * LANES + lane] = 0
-                            v[line * LANES + lane] = 0
     if queue[1][TAKEN, 0]:
         _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, noise, at_most)
 
 
-@bare_kernel
+@inner_kernel
+def _advance(
+    kernels, weights, mask, u_flat, v_flat, layout, scores, u, v, middles, floors, direction, lanes, lane,
+    queue, noise, at_most, done, tied, expired,
+):  # fmt: skip
+    """Finish a block or let it wait for phase 2, and return GONE, or prepare it for its next stage, and return that."""
+    m, stage = layout[0, 3], lanes[STAGE, lane]
+    row_duals, column_duals = (u, middles) if direction else (middles, v)
+    if done and stage != PERTURBED:
+        answer = _finish(kernels, weights, mask, u_flat, v_flat, layout, row_duals, column_duals, lanes, lane, at_most)
+        if answer == FINISHED:
+            return GONE
+        expired = expired or answer == UNSOUND
+    if expired or (done and stage == PERTURBED):
+        _enqueue(queue, row_duals, column_duals, lanes, lane, m)
+        if queue[1][TAKEN, 0] == LANES:
+            _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, noise, at_most)
+        return GONE
+    if stage == PLAIN and at_most and (done or _rests_at_zero(middles, lane, m)):
+        set_floor(u, v, floors, lane, m)
+        return FLOORED
+    if tied and stage != PERTURBED:
+        floors[lane] = -LARGEST_DUAL
+        if _load_perturbed(kernels, weights, layout, noise, scores, lanes, lane):
+            for line in range(m):
+                u[line * LANES + lane] = 0
+                v[line * LANES + lane] = 0
+        return PERTURBED
+    return stage
+
+
+@inner_kernel
 def _expired(lanes, busy, half_sweeps, limit):
     """Return the lanes whose blocks are `limit` half sweeps old, and when the next one will be."""
     expired, expiry = 0, half_sweeps + limit
@@ -179,7 +189,7 @@ def _expired(lanes, busy, half_sweeps, limit):
     return expired, expiry
 
 
-@bare_kernel
+@inner_kernel
 def load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane):
     """Put the integer scores of a block into its lane, and the duals it starts from."""
     load_lane(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane)
@@ -194,7 +204,7 @@ def load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, flo
             v[j * LANES + lane] = 0
 
 
-@bare_kernel
+@inner_kernel
 def zoom_bits(middles, v, lane, m):
     """Return by how many bits to scale a block up whose thresholds are tiny beside its largest score; 0 for not at all.
 
@@ -211,7 +221,7 @@ def zoom_bits(middles, v, lane, m):
     return 0 if bits == 0 or bits >= ZOOMED_BITS - 1 else ZOOMED_BITS - bits
 
 
-@bare_kernel
+@inner_kernel
 def _finish(kernels, weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, at_most):
     """Write the answer for a block that is done, unless "at_most" needs a floor or a capped score was lost."""
     shift = 0
@@ -230,7 +240,7 @@ def _finish(kernels, weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, a
     return FINISHED
 
 
-@bare_kernel
+@inner_kernel
 def _least_sum(u, v, lane, m):
     """Return the least sum of a row dual and a column dual, and the shift that makes both minima equal."""
     least_u, least_v = u[lane], v[lane]
@@ -240,7 +250,7 @@ def _least_sum(u, v, lane, m):
     return np.int64(least_u) + least_v, (np.int64(least_v) - least_u) >> 1
 
 
-@bare_kernel
+@inner_kernel
 def _rests_at_zero(middles, lane, m):
     """Tell whether the middle of a line is 0, as it is where zeros tie."""
     zeros = 0
@@ -249,7 +259,7 @@ def _rests_at_zero(middles, lane, m):
     return zeros > 0
 
 
-@bare_kernel
+@inner_kernel
 def set_floor(u, v, floors, lane, m):
     """Put a floor of 0 under the duals of a lane, after the shift that leaves the least below it."""
     floors[lane] = 0
@@ -259,7 +269,7 @@ def set_floor(u, v, floors, lane, m):
         v[line * LANES + lane] = max(0, v[line * LANES + lane] - shift)
 
 
-@bare_kernel
+@inner_kernel
 def _load_perturbed(kernels, weights, layout, noise, scores, lanes, lane):
     return load_perturbed_lane(
         kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], lanes[EXACT_SHIFT, lane],
@@ -267,7 +277,7 @@ def _load_perturbed(kernels, weights, layout, noise, scores, lanes, lane):
     )  # fmt: skip
 
 
-@bare_kernel
+@inner_kernel
 def _enqueue(queue, u, v, lanes, lane, m):
     """Let a block wait for phase 2, with the mask at the thresholds u + v of its lane to begin with."""
     scratch, table, _ = queue
@@ -281,7 +291,7 @@ def _enqueue(queue, u, v, lanes, lane, m):
     table[TAKEN, 0] += 1
 
 
-@bare_kernel
+@inner_kernel
 def _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, noise, at_most):
     """Solve the blocks that wait for phase 2; lanes that are not taken get the first one."""
     scratch, table, memory = queue

@@ -13,8 +13,8 @@ exchanges set this right first. Until then scores lose COARSE_BITS, which leaves
 from __future__ import annotations
 
 from ._dual_sweep_kernels import LANES
-from ._jit import bare_kernel
 from ._grid_kernels import EXACT_SHIFT, MASK_AT, write_duals
+from ._jit import bare_kernel, inner_kernel
 from ._lane_proof_kernels import NEVER, PENALTY, mark_lanes, relax_lanes, store_masks
 
 __all__ = ["proof_entries", "prove_lanes"]
@@ -84,7 +84,7 @@ def prove_lanes(kernels, mask, u_flat, v_flat, layout, scores, u, v, memory, lan
         write_duals(u_flat, v_flat, layout, exact_u, exact_v, centre, lanes[EXACT_SHIFT, lane], lanes, lane)
 
 
-@bare_kernel
+@inner_kernel
 def _cancel_cycle(exact, sides, row_from, column_from, seen, n, m, at_most, dummies, lane):
     """Exchange along a cycle of the predecessors, which improves the mask; return whether there is one."""
     start = _column_on_cycle(row_from, column_from, seen, m + 1 if dummies else m, lane)
@@ -109,7 +109,7 @@ def _cancel_cycle(exact, sides, row_from, column_from, seen, n, m, at_most, dumm
     return True
 
 
-@bare_kernel
+@inner_kernel
 def _column_on_cycle(row_from, column_from, seen, size, lane):
     """Return a column on a cycle of the predecessors of a lane, or -1."""
     seen[:] = 0
@@ -124,7 +124,7 @@ def _column_on_cycle(row_from, column_from, seen, size, lane):
     return -1
 
 
-@bare_kernel
+@inner_kernel
 def _exchange(exact, m, i, j, lane):
     """Keep an entry that is not kept, or the other way round."""
     if i < m and j < m:
@@ -132,7 +132,7 @@ def _exchange(exact, m, i, j, lane):
         exact[place] = ~exact[place]
 
 
-@bare_kernel
+@inner_kernel
 def _set_sides(exact, sides, n, m, at_most, axis, line, lane):
     """Set what a row (axis 0) or a column (axis 1) and its dummy can exchange, as `mark_lanes` does for all lines."""
     kept = 0
@@ -143,7 +143,7 @@ def _set_sides(exact, sides, n, m, at_most, axis, line, lane):
     sides[place + m * LANES] = PENALTY if kept > n else 0 if at_most and kept > 0 else -NEVER
 
 
-@bare_kernel
+@inner_kernel
 def _is_balanced(sides, m, lane):
     """Tell whether every line of a lane keeps what it may."""
     for line in range(m):

@@ -1,8 +1,7 @@
 """Blocks of M <= 8 that the tiles leave, LANES at a time: perturb, sweep, and prove the mask on the true scores.
 
 A block whose scores tie is never settled by the sweeps. A small perturbation, fixed for each position, makes its
-optimum unique. The perturbed blocks are swept until they settle, and Bellman-Ford on the true scores either finds duals
-that prove a mask, or a cycle along which an exchange improves it. The few that do not settle start from a fixed mask.
+optimum unique. The perturbed blocks are swept until they settle, or for long enough, and go to `_proof_kernels`.
 """
 
 # mypy: ignore-errors
@@ -12,7 +11,7 @@ from __future__ import annotations
 from ._block_rows import SCORE_BITS
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL, half_sweep
 from ._grid_kernels import EXACT_SHIFT, SHIFT, WEIGHTS_AT, find_block
-from ._jit import bare_kernel
+from ._jit import bare_kernel, inner_kernel
 from ._lane_kernels import EXACT_BITS
 from ._primal_dual_kernels import zoom_bits
 from ._proof_kernels import ALL_LANES, prove_lanes
@@ -22,9 +21,7 @@ __all__ = ["settle_ties"]
 
 
 @bare_kernel
-def settle_ties(
-    kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, memory, lanes, noise, at_most, limit
-):
+def settle_ties(kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, memory, lanes, noise, at_most, limit):
     """Solve the blocks `todo`.
 
     Parameters
@@ -35,7 +32,7 @@ def settle_ties(
     limit : int
         Sweeps at most.
     """
-    n, m = layout[0, 2], layout[0, 3]
+    m = layout[0, 3]
     entries, lines = m * m * LANES, m * LANES
     scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
     middles, floors = scratch[entries + 2 * lines : entries + 3 * lines], scratch[entries + 3 * lines :]
@@ -61,7 +58,7 @@ def settle_ties(
         prove_lanes(kernels, mask, u_flat, v_flat, layout, scores, u, middles, memory, lanes, taken, at_most)
 
 
-@bare_kernel
+@inner_kernel
 def _sweep(kernels, scores, u, v, middles, floors, m, limit):
     """Sweep until all lanes settle at u and `middles`, or for long enough."""
     for _ in range(limit):

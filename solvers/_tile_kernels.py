@@ -19,7 +19,7 @@ from numba.core import cgutils
 from ._block_rows import SCORE_BITS
 from ._dual_sweep_kernels import LANES, LARGEST_DUAL, LineVectors, half_sweep, interleave
 from ._grid_kernels import BORN, GRID_ROW, MASK_AT, U_AT, V_AT, WEIGHTS_AT, find_block
-from ._jit import bare_kernel
+from ._jit import bare_kernel, inner_kernel
 from ._native import INDEX, WEIGHT_BYTES, M, function, native, prefetch, splat, weight_type
 
 __all__ = ["LARGEST_TILE_M", "define_solve_tile", "solve_tile", "solve_tiles", "spare_tile"]
@@ -102,7 +102,7 @@ def spare_tile(m):
     return np.zeros(2 * entries, np.float32), np.zeros(entries, np.bool_), np.zeros(lines), np.zeros(lines)
 
 
-@bare_kernel
+@inner_kernel
 def _list_unsolved(blocks, length, solved, left, count):
     """Append to `left` the blocks whose bit is not set; return how many it lists."""
     for lane in range(length):
@@ -112,7 +112,7 @@ def _list_unsolved(blocks, length, solved, left, count):
     return count
 
 
-@bare_kernel
+@inner_kernel
 def _solve_apart(kernels, weights, mask, u_flat, v_flat, layout, lanes, length, spare, at_most):
     """Solve blocks that do not stand side by side in a tile to which they are copied."""
     m = layout[0, 3]

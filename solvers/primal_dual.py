@@ -6,12 +6,12 @@ Method
     row and in every column, the mask is optimal by complementary slackness.
 
     Up to M = 8, sixteen blocks that stand side by side are loaded, solved and stored as whole vectors
-    (`_tile_kernels`). Those that are left are perturbed, so that ties have one optimum, swept until they settle, and
-    proven or improved by Bellman-Ford and cycle cancelling on 51-bit integers, sixteen at a time (`_tie_kernels`).
+    (`_tile_kernels`); those that are left are perturbed, so that ties have one optimum, and swept until they settle
+    (`_tie_kernels`). For larger M a lane is refilled as soon as its block is done, and a block whose scores tie is
+    perturbed in its lane (`_primal_dual_kernels`).
 
-    For larger M a lane is refilled as soon as its block is done (`_primal_dual_kernels`, phase 1). Blocks whose scores
-    tie are perturbed; those, and the few that the sweeps leave, are proven or improved one by one by Bellman-Ford,
-    cycle cancelling and successive shortest paths on 51-bit integers (`_repair_kernels`, phase 2).
+    Masks of perturbed blocks, and of the few that the sweeps leave, are proven or improved sixteen at a time by
+    Bellman-Ford and cycle cancelling on 51-bit integers (`_proof_kernels`).
 Guarantee
     Exact, whatever the sweeps did: a block is finished only with duals that prove its mask, up to the rounding of
     scores to 2**-51 of the largest of their block.
@@ -27,11 +27,10 @@ Warm start
 Cost
     About 4, 8, 13 and 22 half sweeps for a Gaussian block of 2:4, 4:8, 8:16 and 16:32, each 2 M minima and maxima times
     the size of a selection network (8, 28, 92, 284) for sixteen blocks. Besides those the scores are read twice and
-    written once into the lanes, and the mask is written; nothing else is allocated but the scratch of a thread, less
-    than 0.3 MB.
+    written once into the lanes, and the mask is written; nothing else is allocated but the memory of a thread, 0.2 MB
+    at 8:16 and 1.2 MB at 32:64.
     Memory comes next: fetching the next row of blocks ahead saves a quarter of the time at 2:4 and a tenth at 8:16.
-    Blocks whose scores tie take up to 4 times as long as Gaussian ones. Up to M = 8 scores over 60 decades take 5 to 9
-    times as long, rank-one scores at 4:8 under "at_most" 5 to 6 times. After a change of the weights by 1e-3 a warm
+    Blocks whose scores tie take up to 5 times as long as Gaussian ones. After a change of the weights by 1e-3 a warm
     start is twice as fast at 8:16 (docs/benchmark.json).
 When not to use it
     Blocks of more than 64 rows, for which no networks are generated. The first call ever compiles for some seconds.
