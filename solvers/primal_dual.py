@@ -151,30 +151,33 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
     kernels = pattern_kernels(n, m, blocks.weights.itemsize)
     at_most = blocks.constraint == "at_most"
 
-    def solve_small(first: int) -> None:
+    spare: list[_Memory] = []  # of threads that are between two spans
+
+    def solve_small(first: int, own: _Memory) -> None:
         last = min(first + span, blocks.count)
         todo = np.empty(last - first, np.int64)
-        todo = todo[: solve_tiles(kernels, *flat, layout, first, last, _lanes(), spare_tile(m), at_most, todo)]
+        todo = todo[: solve_tiles(kernels, *flat, layout, first, last, own.lanes, own.tile, at_most, todo)]
         if todo.size:
-            exact = _aligned(proof_entries(m), np.int64)
-            settle_ties(
-                kernels, *flat, layout, todo, _scratch(m), exact, _lanes(), _noise(m), at_most, SWEEPS_A_LINE * m
-            )
+            memory = own.scratch, own.proof, own.lanes
+            settle_ties(kernels, *flat, layout, todo, *memory, _noise(m), at_most, SWEEPS_A_LINE * m)
 
-    def solve_large(first: int) -> None:
+    def solve_large(first: int, own: _Memory) -> None:
         todo = np.arange(first, min(first + span, blocks.count))
         if confirm:
-            todo = todo[: confirm_start(kernels, *flat, layout, todo, _lanes(), at_most)]
+            todo = todo[: confirm_start(kernels, *flat, layout, todo, own.lanes, at_most)]
         if todo.size:
-            queue = _scratch(m), _lanes(), _aligned(proof_entries(m), np.int64)
-            space = _scratch(m), _lanes(), queue
-            solve_span(kernels, *flat, layout, todo, *space, _noise(m), at_most, warm, half_sweep_limit(m))
+            memory = own.scratch, own.lanes, own.queue
+            solve_span(kernels, *flat, layout, todo, *memory, _noise(m), at_most, warm, half_sweep_limit(m))
+
+    def solve(first: int) -> None:
+        own = spare.pop() if spare else _Memory(m)
+        (solve_small if m <= LARGEST_TILE_M else solve_large)(first, own)
+        spare.append(own)
 
     span = _span(blocks.count, threads)
     confirm = warm and LARGEST_TILE_M < m <= LARGEST_CONFIRMED_M
     if confirm:  # what it leaves is still in the cache when it is solved
         span = min(span, max(LANES, WARM_SPAN_ENTRIES // m**2))
-    solve = solve_small if m <= LARGEST_TILE_M else solve_large
     run_parallel(solve, range(0, blocks.count, span), threads)
 
 
@@ -206,6 +209,17 @@ def _flat(grid: Array, *, writeable: bool) -> Array:
         1 + sum((size - 1) * stride for size, stride in zip(grid.shape, grid.strides, strict=True)) // grid.itemsize
     )
     return as_strided(grid, (length,), (grid.itemsize,), writeable=writeable)
+
+
+class _Memory:
+    """What one thread works in; see the kernels."""
+
+    def __init__(self, m: int) -> None:
+        self.scratch, self.lanes, self.proof = _scratch(m), _lanes(), _aligned(proof_entries(m), np.int64)
+        if m <= LARGEST_TILE_M:
+            self.tile = spare_tile(m)
+        else:
+            self.queue = _scratch(m), _lanes(), self.proof
 
 
 def _scratch(m: int) -> NDArray[np.int32]:
