@@ -169,7 +169,7 @@ def warm_rows(weights: Floats, patterns: Sequence[str], rounds: int) -> Rows:
     for pattern in map(Pattern.parse, patterns):
         before = solve(weights, pattern)
         cold, warm = float("inf"), float("inf")
-        for _ in range(rounds + 1):
+        for _ in range(3 * rounds):
             cold = min(cold, solve(changed, pattern).seconds)
             warm = min(warm, solve(changed, pattern, start=before).seconds)
         rows.append({"pattern": str(pattern), "cold ms": 1e3 * cold, "warm ms": 1e3 * warm, "cold / warm": cold / warm})

@@ -124,12 +124,16 @@ def define_confirm_block(module, n, m, weight_bytes):
         count_bits = cgutils.get_or_insert_function(module, count_type, f"llvm.ctpop.i{m}")
         for i, row in enumerate(reduced):
             kept = builder.icmp_signed(">", row, middle)
-            proven = both(proven, builder.icmp_signed("!=", row, middle))
             count = builder.call(count_bits, [builder.bitcast(kept, ir.IntType(m))])
             count = builder.trunc(count, ir.IntType(32)) if m > 32 else builder.zext(count, ir.IntType(32))
             counts = builder.insert_element(counts, count, ir.IntType(32)(i))
             place = builder.gep(target, [builder.mul(mask_stride, INDEX(i))])
             rows.store(builder.zext(kept, ir.VectorType(ir.IntType(8), m)), place)
+        proof = cgutils.alloca_once_value(builder, proven)
+        with builder.if_then(builder.icmp_signed("!=", at_most, INDEX(0))):  # else no score lies between lo and hi
+            for row in reduced:
+                builder.store(both(builder.load(proof), builder.icmp_signed("!=", row, middle)), proof)
+        proven = builder.load(proof)
         spare = both(builder.icmp_signed("<", counts, rows.constant(n)), builder.icmp_signed("==", row_duals, zero))
         spare = both(spare, builder.not_(exactly))
         proven = both(proven, either(builder.icmp_signed("==", counts, rows.constant(n)), spare))
