@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from ._dual_sweep_kernels import LANES
-from ._jit import inner_kernel
+from ._jit import inlined_kernel, inner_kernel
 from ._lane_kernels import EXACT_BITS, SCORE_BITS, score_shift
 
 __all__ = ["TABLE_ROWS", "find_block", "place_block", "write_duals"]
@@ -29,7 +29,7 @@ def place_block(kernels, weights, layout, block, lanes, lane):
     lanes[SHIFT, lane], lanes[EXACT_SHIFT, lane] = shift, shift + EXACT_BITS - SCORE_BITS
 
 
-@inner_kernel
+@inlined_kernel
 def find_block(layout, block, lanes, lane):
     """Write where a block starts in the four arrays into the table of lanes.
 

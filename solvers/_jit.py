@@ -22,7 +22,7 @@ from typing import Any
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
-__all__ = ["bare_kernel", "inner_kernel", "kernel", "load_code", "save_code"]
+__all__ = ["bare_kernel", "inlined_kernel", "inner_kernel", "kernel", "load_code", "save_code"]
 
 
 class BestEffortCache(FunctionCache):
@@ -124,6 +124,11 @@ def bare_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 def inner_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Do what `bare_kernel` does for a function that Python never calls, which saves a tenth of the compilation."""
     return _compiled(function, _nrt=False, no_cpython_wrapper=True)
+
+
+def inlined_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Do what `inner_kernel` does, without a call: every array is seven arguments, and all are pushed on the stack."""
+    return _compiled(function, _nrt=False, no_cpython_wrapper=True, forceinline=True)
 
 
 def _compiled(function: Callable[..., Any], **options: bool) -> Callable[..., Any]:

@@ -37,7 +37,7 @@ from ._grid_kernels import (
     place_block,
     write_duals,
 )
-from ._jit import bare_kernel, inner_kernel
+from ._jit import bare_kernel, inlined_kernel, inner_kernel
 from ._lane_kernels import load_duals, load_exact_lane, load_lane, load_perturbed_lane, store_mask
 from ._proof_kernels import ALL_LANES, prove_lanes
 
@@ -204,7 +204,7 @@ def load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, flo
             v[j * LANES + lane] = 0
 
 
-@inner_kernel
+@inlined_kernel
 def zoom_bits(middles, v, lane, m):
     """Return by how many bits to scale a block up whose thresholds are tiny beside its largest score; 0 for not at all.
 
