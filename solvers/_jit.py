@@ -132,7 +132,8 @@ def inlined_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _compiled(function: Callable[..., Any], **options: bool) -> Callable[..., Any]:
-    dispatcher: Any = numba.njit(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)
+    compiler: Any = numba.njit  # some of these options are not in its annotations
+    dispatcher = compiler(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)
     config: Any = numba.config
     if not config.DISABLE_JIT and not config.BOUNDSCHECK:  # numba would load cached code that checks no bounds
         with suppress(RuntimeError, OSError):  # no folder can be written

@@ -26,7 +26,7 @@ GROWING_ROUNDS = 256  # a round moves no dual by more than 2**51, and NEVER must
 ALL_LANES = (1 << LANES) - 1
 
 
-def proof_entries(m):
+def proof_entries(m: int) -> int:
     """Return the size of the memory that `prove_lanes` takes."""
     return (m * m + 8 * m + 5) * LANES + m + 1
 

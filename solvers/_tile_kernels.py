@@ -96,7 +96,7 @@ def solve_tiles(kernels, weights, mask, u_flat, v_flat, layout, first, last, lan
     return _list_unsolved(waiting, waits, solved, left, count)
 
 
-def spare_tile(m):
+def spare_tile(m: int) -> tuple[np.ndarray, ...]:
     """Allocate weights, mask, u and v of LANES blocks side by side."""
     entries, lines = m * m * LANES, m * LANES
     return np.zeros(2 * entries, np.float32), np.zeros(entries, np.bool_), np.zeros(lines), np.zeros(lines)
