@@ -108,13 +108,13 @@ class BlockRows:
         return self._rounded_up(self._scaled(row, factors), ir.VectorType(INDEX, self.m))
 
     def _scaled(self, row, factors):
-        """Multiply magnitudes by both factors; what is less than 1/2 then, and not 0, becomes 1/2.
+        """Multiply magnitudes by both factors; what would be less than a normal float then, and is not 0, becomes 1/2.
 
-        Numbers too small for a float of full precision would take a hundred times as long, and could become 0.
+        Numbers too small for a float of full precision take a hundred times as long, and could become 0.
         """
         builder, (first, second) = self.builder, factors
         zero, half = (ir.Constant(row.type, [value] * self.m) for value in (0.0, 0.5))
-        least = builder.fdiv(half, builder.fmul(first, second))  # 0 where all numbers become larger than 1/2
+        least = builder.fdiv(half, builder.fmul(first, second))  # 0 where it overflows: then all become normal
         raised = builder.select(builder.fcmp_ordered("<", row, least), least, row)
         row = builder.select(builder.fcmp_ordered(">", row, zero), raised, zero)
         return builder.fmul(builder.fmul(row, first), second)

@@ -22,7 +22,7 @@ from ._native import BYTES, INDEX, M, N, function, native, splat
 __all__ = ["NEVER", "PENALTY", "define_proof_functions", "mark_lanes", "relax_lanes", "store_masks"]
 
 NEVER = 1 << 61  # the score of an arc that does not exist
-PENALTY = 1 << 46  # for an entry too many or too few, where scores have 39 bits: 64 of them are less than two of these
+PENALTY = 1 << 48  # for an entry too many or too few, where scores have 41 bits: 64 of them are less than one of these
 
 
 @native(types.int64)
@@ -42,7 +42,8 @@ def mark_lanes(
         Exact scores, of which those that are not kept become ~x.
     sides : ndarray of int64, shape (4 * M * LANES,)
         Written: for each row the score at which its flow to the dummy can be removed, or NEVER; that at which more can
-        be added, or -NEVER; then the same for each column.
+        be added, or -NEVER; then the same for each column. Under "at_most" both are 0 where a row keeps less than N,
+        which makes its dual 0, and adding is 0 where it keeps N, which makes it positive.
     at_most : int or bool
 
     Returns
@@ -57,7 +58,7 @@ def mark_lanes(
     for axis, (removable, addable) in zip((1, 0), sides.reshape(2, 2, m, LANES), strict=True):
         count = kept.sum(axis=axis)
         removable[...] = np.where(count < n, 0 if at_most else -PENALTY, NEVER)
-        addable[...] = np.where(count > n, PENALTY, np.where((count > 0) & bool(at_most), 0, -NEVER))
+        addable[...] = np.where(count > n, PENALTY, 0 if at_most else -NEVER)
         unbalanced |= ((count > n) | (count < n) & (not at_most)).any(axis=0)
     return sum(1 << int(lane) for lane in np.flatnonzero(unbalanced))
 
@@ -164,17 +165,16 @@ def _define_mark_lanes(module, n, m):
             store(builder, builder.load(in_row), counts, row.index)
         exactly = splat(builder, builder.icmp_signed("==", at_most, INDEX(0)), LANES)
         short_score = builder.select(exactly, constant(WIDE, -PENALTY), constant(WIDE, 0))
+        more_score = builder.select(exactly, constant(WIDE, -NEVER), constant(WIDE, 0))
         unbalanced = cgutils.alloca_once_value(builder, ir.Constant(FLAGS, [0] * LANES))
         with cgutils.for_range(builder, INDEX(2 * m)) as line:
             count = load(builder, counts, line.index)
             short = builder.icmp_signed("<", count, constant(WIDE, n))
             over = builder.icmp_signed(">", count, constant(WIDE, n))
-            some = builder.and_(builder.not_(exactly), builder.icmp_signed(">", count, constant(WIDE, 0)))
             after_rows = builder.select(builder.icmp_signed("<", line.index, INDEX(m)), INDEX(0), INDEX(m))
             place = builder.add(line.index, after_rows)
             store(builder, builder.select(short, short_score, constant(WIDE, NEVER)), sides, place)
-            addable = builder.select(some, constant(WIDE, 0), constant(WIDE, -NEVER))
-            addable = builder.select(over, constant(WIDE, PENALTY), addable)
+            addable = builder.select(over, constant(WIDE, PENALTY), more_score)
             store(builder, addable, sides, builder.add(place, INDEX(m)))
             wrong = builder.or_(over, builder.and_(short, exactly))
             builder.store(builder.or_(builder.load(unbalanced), wrong), unbalanced)

@@ -4,8 +4,9 @@ A mask is a flow from rows to columns. Bellman-Ford in its residual graph either
 slackness, which proves the mask, or its predecessors run in a cycle, along which an exchange improves the mask.
 
 What a line keeps below N flows to a dummy. Under "at_most" the dummies score 0. A mask may also begin with lines that
-keep too few or too many: each entry missing or in excess costs PENALTY, more than any path can gain, so that the
-exchanges set this right first. Until then scores lose COARSE_BITS, which leaves room for the penalty.
+keep too few or too many: each entry missing or in excess costs PENALTY, more than any path can gain. As N of M can be
+kept in every line, there is a cycle that improves the mask as long as one is not right, and none ends so. Until then
+scores lose COARSE_BITS, which leaves room for the penalty.
 """
 
 # mypy: ignore-errors
@@ -22,7 +23,10 @@ __all__ = ["proof_entries", "prove_lanes"]
 QUICK_ROUNDS = 3  # of Bellman-Ford, after which cycles are looked for
 ROUNDS_A_LOOK = 2  # fewer, and most looks are in vain
 COARSE_BITS = 12
-GROWING_ROUNDS = 256  # a round moves no dual by more than 2**51, and NEVER must stay out of reach
+# A round moves no dual by more than 2**EXACT_BITS: an exchange opens only arcs that reverse those it used, at the duals
+# that these gave. NEVER must stay out of reach, so that from this round on duals start anew after every exchange; what
+# they can reach without a cycle is less than M + 1 scores.
+GROWING_ROUNDS = 64
 ALL_LANES = (1 << LANES) - 1
 
 
@@ -73,15 +77,25 @@ def prove_lanes(kernels, mask, u_flat, v_flat, layout, scores, u, v, memory, lan
             for line in range(m + 1):
                 row_from[line * LANES + lane] = -1
                 column_from[line * LANES + lane] = -1
-                if coarse[lane] or rounds > GROWING_ROUNDS:
+                if rounds > GROWING_ROUNDS:
                     exact_u[line * LANES + lane] = 2 * NEVER
                     exact_v[line * LANES + lane] = 0
             if coarse[lane] and _is_balanced(sides, m, lane):
                 coarse[lane] = 0
     store_masks(kernels, exact, mask, lanes[MASK_AT], layout[2, 3], (1 << taken) - 1)
     for lane in range(taken if u_flat.size else 0):
-        centre = -exact_u[m * LANES + lane] if at_most else 0
+        centre = -exact_u[m * LANES + lane] if at_most else _centre(exact_u, exact_v, m, lane)
         write_duals(u_flat, v_flat, layout, exact_u, exact_v, centre, lanes[EXACT_SHIFT, lane], lanes, lane)
+
+
+@inner_kernel
+def _centre(u, v, m, lane):
+    """Return the c for which the least of u + c and of v - c are equal: small duals keep their last bits as float64."""
+    least_u, least_v = u[lane], v[lane]
+    for line in range(1, m):
+        least_u = min(least_u, u[line * LANES + lane])
+        least_v = min(least_v, v[line * LANES + lane])
+    return (least_v - least_u) >> 1
 
 
 @inner_kernel
@@ -94,12 +108,16 @@ def _cancel_cycle(exact, sides, row_from, column_from, seen, n, m, at_most, dumm
     while True:
         i = column_from[j * LANES + lane]
         _exchange(exact, m, i, j, lane)
-        rows |= (j == m) << i
-        columns |= (i == m) << j
+        if i < m and j == m:
+            rows |= 1 << i
+        if i == m and j < m:
+            columns |= 1 << j
         j = row_from[i * LANES + lane]
         _exchange(exact, m, i, j, lane)
-        rows |= (j == m) << i
-        columns |= (i == m) << j
+        if i < m and j == m:
+            rows |= 1 << i
+        if i == m and j < m:
+            columns |= 1 << j
         if j == start:
             break
     for line in range(m if rows | columns else 0):
@@ -140,7 +158,7 @@ def _set_sides(exact, sides, n, m, at_most, axis, line, lane):
         kept += exact[((entry * m + line) if axis else (line * m + entry)) * LANES + lane] >= 0
     place = (2 * axis * m + line) * LANES + lane
     sides[place] = (0 if at_most else -PENALTY) if kept < n else NEVER
-    sides[place + m * LANES] = PENALTY if kept > n else 0 if at_most and kept > 0 else -NEVER
+    sides[place + m * LANES] = PENALTY if kept > n else 0 if at_most else -NEVER
 
 
 @inner_kernel

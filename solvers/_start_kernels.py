@@ -89,7 +89,8 @@ def confirm_block(
     kept = reduced > column_duals
     for i in range(m):
         mask[mask_offset + i * mask_stride :][:m] = kept[i]
-    settled = (lo < column_duals) & (column_duals < hi) | (column_duals == floor) & (lo <= floor)
+    inside, at_floor = (lo < column_duals) & (column_duals < hi), (column_duals == floor) & (lo <= floor)
+    settled = inside | at_floor & bool(at_most)
     count = kept.sum(axis=1)
     full = (count == n) | (count < n) & (row_duals == 0) & bool(at_most)
     if not (
@@ -118,7 +119,9 @@ def define_confirm_block(module, n, m, weight_bytes):
             reduced.append(builder.sub(rows.quantise(rows.magnitudes(INDEX(i)), factors), dual))
         hi, lo = lines.select_pair(reduced)
         middle = lines.extreme("max", builder.ashr(builder.add(hi, lo), rows.constant(1)), floor)
-        proven = both(proven, lines.settled(lo, middle, hi, floor))
+        inside = both(builder.icmp_signed("<", lo, middle), builder.icmp_signed("<", middle, hi))
+        at_floor = both(builder.icmp_signed("==", middle, floor), builder.icmp_signed("<=", lo, floor))
+        proven = both(proven, either(inside, both(at_floor, builder.not_(exactly))))
         counts, target = zero, builder.gep(mask, [mask_offset])
         count_type = ir.FunctionType(ir.IntType(m), [ir.IntType(m)])
         count_bits = cgutils.get_or_insert_function(module, count_type, f"llvm.ctpop.i{m}")
@@ -130,7 +133,9 @@ def define_confirm_block(module, n, m, weight_bytes):
             place = builder.gep(target, [builder.mul(mask_stride, INDEX(i))])
             rows.store(builder.zext(kept, ir.VectorType(ir.IntType(8), m)), place)
         proof = cgutils.alloca_once_value(builder, proven)
-        with builder.if_then(builder.icmp_signed("!=", at_most, INDEX(0))):  # else no score lies between lo and hi
+        with builder.if_then(
+            builder.icmp_signed("!=", at_most, INDEX(0))
+        ):  # else none equals what lies between hi and lo
             for row in reduced:
                 builder.store(both(builder.load(proof), builder.icmp_signed("!=", row, middle)), proof)
         proven = builder.load(proof)

@@ -11,10 +11,10 @@ Method
     perturbed in its lane (`_primal_dual_kernels`).
 
     Masks of perturbed blocks, and of the few that the sweeps leave, are proven or improved sixteen at a time by
-    Bellman-Ford and cycle cancelling on 51-bit integers (`_proof_kernels`).
+    Bellman-Ford and cycle cancelling on 53-bit integers (`_proof_kernels`).
 Guarantee
     Exact, whatever the sweeps did: a block is finished only with duals that prove its mask, up to the rounding of
-    scores to 2**-51 of the largest of their block.
+    scores to 2**-52 of the largest of their block.
 Ties
     Where the optimum of the rounded scores is unique it is found. Among several optimal masks of a block, which one is
     a function of the scores of this block, the pattern and the constraint alone, the same for any number of threads,
@@ -170,7 +170,10 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
             solve_span(kernels, *flat, layout, todo, *memory, _noise(m), at_most, warm, half_sweep_limit(m))
 
     def solve(first: int) -> None:
-        own = spare.pop() if spare else _Memory(m)
+        try:
+            own = spare.pop()
+        except IndexError:
+            own = _Memory(m)
         (solve_small if m <= LARGEST_TILE_M else solve_large)(first, own)
         spare.append(own)
 
