@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from ._dual_sweep_kernels import LANES
 from ._jit import inlined_kernel, inner_kernel
 from ._lane_kernels import EXACT_BITS, SCORE_BITS, score_shift
 
-__all__ = ["TABLE_ROWS", "find_block", "least_sum", "place_block", "write_duals"]
+__all__ = ["TABLE_ROWS", "find_block", "place_block", "write_duals"]
 
 # Rows of the table of lanes: where a block starts in the four arrays, and its state; and, once for all lanes, where
 # `find_block` stands, and how many lanes are taken
@@ -64,13 +62,3 @@ def write_duals(u_flat, v_flat, layout, u, v, centre, shift, lanes, lane):
     for j in range(m):
         u_flat[lanes[U_AT, lane] + j * layout[3, 3]] = (u[j * LANES + lane] + centre) * first * second
         v_flat[lanes[V_AT, lane] + j * layout[4, 3]] = (v[j * LANES + lane] - centre) * first * second
-
-
-@inner_kernel
-def least_sum(u, v, lane, m):
-    """Return the least sum of a row dual and a column dual, and the shift that makes both minima equal."""
-    least_u, least_v = u[lane], v[lane]
-    for line in range(1, m):
-        least_u = min(least_u, u[line * LANES + lane])
-        least_v = min(least_v, v[line * LANES + lane])
-    return np.int64(least_u) + least_v, (np.int64(least_v) - least_u) >> 1

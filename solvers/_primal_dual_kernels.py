@@ -34,7 +34,6 @@ from ._grid_kernels import (
     U_AT,
     V_AT,
     WEIGHTS_AT,
-    least_sum,
     place_block,
     write_duals,
 )
@@ -227,7 +226,7 @@ def _finish(kernels, weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, a
     """Write the answer for a block that is done, unless "at_most" needs a floor or a capped score was lost."""
     shift = 0
     if at_most and lanes[STAGE, lane] == PLAIN:
-        slack, shift = least_sum(u, v, lane, layout[0, 3])
+        slack, shift = _least_sum(u, v, lane, layout[0, 3])
         if slack < 0:
             return NEEDS_FLOOR
     sound = store_mask(
@@ -239,6 +238,16 @@ def _finish(kernels, weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, a
     if u_flat.size:
         write_duals(u_flat, v_flat, layout, u, v, shift, lanes[SHIFT, lane], lanes, lane)
     return FINISHED
+
+
+@inner_kernel
+def _least_sum(u, v, lane, m):
+    """Return the least sum of a row dual and a column dual, and the shift that makes both minima equal."""
+    least_u, least_v = u[lane], v[lane]
+    for line in range(1, m):
+        least_u = min(least_u, u[line * LANES + lane])
+        least_v = min(least_v, v[line * LANES + lane])
+    return np.int64(least_u) + least_v, (np.int64(least_v) - least_u) >> 1
 
 
 @inner_kernel
@@ -254,7 +263,7 @@ def _rests_at_zero(middles, lane, m):
 def set_floor(u, v, floors, lane, m):
     """Put a floor of 0 under the duals of a lane, after the shift that leaves the least below it."""
     floors[lane] = 0
-    _, shift = least_sum(u, v, lane, m)
+    _, shift = _least_sum(u, v, lane, m)
     for line in range(m):
         u[line * LANES + lane] = max(0, u[line * LANES + lane] + shift)
         v[line * LANES + lane] = max(0, v[line * LANES + lane] - shift)

@@ -14,7 +14,7 @@ scores lose COARSE_BITS, which leaves room for the penalty.
 from __future__ import annotations
 
 from ._dual_sweep_kernels import LANES
-from ._grid_kernels import EXACT_SHIFT, MASK_AT, least_sum, write_duals
+from ._grid_kernels import EXACT_SHIFT, MASK_AT, write_duals
 from ._jit import bare_kernel, inner_kernel
 from ._lane_proof_kernels import NEVER, PENALTY, mark_lanes, relax_lanes, store_masks
 
@@ -84,9 +84,11 @@ def prove_lanes(kernels, mask, u_flat, v_flat, layout, scores, u, v, memory, lan
                 coarse[lane] = 0
     store_masks(kernels, exact, mask, lanes[MASK_AT], layout[2, 3], (1 << taken) - 1)
     for lane in range(taken if u_flat.size else 0):
-        # small duals keep their last bits as float64
-        centre = -exact_u[m * LANES + lane] if at_most else least_sum(exact_u, exact_v, lane, m)[1]
-        write_duals(u_flat, v_flat, layout, exact_u, exact_v, centre, lanes[EXACT_SHIFT, lane], lanes, lane)
+        # Small duals keep their last bits as float64; they stay sums of scores, which may be denormal
+        least = exact_u[(m if at_most else 0) * LANES + lane]
+        for line in range(1, 1 if at_most else m):
+            least = min(least, exact_u[line * LANES + lane])
+        write_duals(u_flat, v_flat, layout, exact_u, exact_v, -least, lanes[EXACT_SHIFT, lane], lanes, lane)
 
 
 @inner_kernel
