@@ -100,17 +100,13 @@ def _cancel_cycle(exact, sides, row_from, column_from, seen, n, m, at_most, dumm
     j, rows, columns = start, 0, 0
     while True:
         i = column_from[j * LANES + lane]
-        _exchange(exact, m, i, j, lane)
-        if i < m and j == m:
-            rows |= 1 << i
-        if i == m and j < m:
-            columns |= 1 << j
-        j = row_from[i * LANES + lane]
-        _exchange(exact, m, i, j, lane)
-        if i < m and j == m:
-            rows |= 1 << i
-        if i == m and j < m:
-            columns |= 1 << j
+        for arc in range(2):  # into column j, then back to the column that row i follows from
+            j = row_from[i * LANES + lane] if arc else j
+            _exchange(exact, m, i, j, lane)
+            if i < m and j == m:
+                rows |= 1 << i
+            if i == m and j < m:
+                columns |= 1 << j
         if j == start:
             break
     for line in range(m if rows | columns else 0):
