@@ -1,8 +1,8 @@
 """Compile kernels with numba: lazily, without the interpreter lock, and cached on disk where that is possible.
 
 A kernel is a serial function over blocks; threads are the caller's business. numba keeps the compiled code next to the
-source, in the user's cache folder, or in NUMBA_CACHE_DIR. It is compiled anew when any module of the folder changes: a
-kernel may call what another file defines, which numba itself would not notice.
+source, in the user's cache folder, or in NUMBA_CACHE_DIR. It is compiled anew when any module of this folder, or of a
+folder in it, changes: a kernel may call what another file defines, which numba itself would not notice.
 
 With NUMBA_DISABLE_JIT=1 a kernel is the Python function itself.
 """
@@ -35,7 +35,7 @@ class BestEffortCache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._cache_file._source_stamp = _folder_stamp(Path(function.__code__.co_filename).parent)
+        self._cache_file._source_stamp = _source_stamp()
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled code for a signature, or None if there is none that can be read."""
@@ -53,11 +53,12 @@ class BestEffortCache(FunctionCache):
 
 
 @cache
-def _folder_stamp(folder: Path) -> str:
-    """Return a digest of the text of all modules of a folder."""
+def _source_stamp() -> str:
+    """Return a digest of the text of all modules of this folder and of the folders in it."""
+    folder = Path(__file__).parent
     digest = hashlib.sha256()
-    for module in sorted(folder.glob("*.py")):
-        digest.update(module.name.encode() + module.read_bytes())
+    for module in sorted(folder.rglob("*.py")):
+        digest.update(module.relative_to(folder).as_posix().encode() + module.read_bytes())
     return digest.hexdigest()
 
 
@@ -65,14 +66,14 @@ def _code_file(name: str) -> Any:
     """Return the file of some machine code, next to that of the kernels."""
     locator = FunctionCache(_code_file)._impl.locator
     locator.ensure_cache_path()
-    return IndexDataCacheFile(locator.get_cache_path(), name, _own_stamp())
+    return IndexDataCacheFile(locator.get_cache_path(), name, _source_stamp())
 
 
 def load_code(name: str, machine: tuple[str, ...]) -> Any:
     """Return what `save_code` stored for a machine, or None if there is nothing that is what was stored."""
     try:
         whose, digest, payload = _code_file(name).load(machine)
-        if whose == (name, machine, _own_stamp()) and digest == hashlib.sha256(payload).hexdigest():
+        if whose == (name, machine, _source_stamp()) and digest == hashlib.sha256(payload).hexdigest():
             return pickle.loads(payload)
     except Exception:  # pickle raises almost anything on a damaged file
         pass
@@ -87,11 +88,7 @@ def save_code(name: str, machine: tuple[str, ...], code: Any) -> None:
     payload = pickle.dumps(code)
     with suppress(Exception):
         digest = hashlib.sha256(payload).hexdigest()
-        _code_file(name).save(machine, ((name, machine, _own_stamp()), digest, payload))
-
-
-def _own_stamp() -> str:
-    return _folder_stamp(Path(__file__).parent)
+        _code_file(name).save(machine, ((name, machine, _source_stamp()), digest, payload))
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:

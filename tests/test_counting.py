@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from transmask import Pattern, UnsupportedPatternError
-from transmask.counting import asymptotic_log2, count_matrices, is_countable, measured_error_log2
-from transmask.mask_count import MAX_DIGITS, Binomial, Estimate, Integer, MaskCount
+from transmask.structures.counting import asymptotic_log2, count_matrices, is_countable, measured_error_log2
+from transmask.structures.mask_count import MAX_DIGITS, Binomial, Estimate, Integer, MaskCount
 
 SMALL = [(n, m) for m in range(1, 5) for n in range(m + 1)]
 

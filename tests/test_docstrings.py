@@ -22,7 +22,7 @@ def modules():
             yield info.name
     # In a checkout solvers/ stands beside the package, where a walk of its folder does not come by.
     package = importlib.import_module("transmask.solvers")
-    for info in pkgutil.iter_modules(package.__path__, "transmask.solvers."):
+    for info in pkgutil.walk_packages(package.__path__, "transmask.solvers."):
         yield info.name
 
 

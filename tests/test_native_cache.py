@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numba.core.caching import FunctionCache
 
-from transmask.solvers._dual_sweep_kernels import LANES, define_half_sweep, half_sweep
-from transmask.solvers._native import FUNCTIONS, compile_table
+from transmask.solvers.primal_dual.vectors.half_sweep import LANES, define_half_sweep, half_sweep
+from transmask.solvers.primal_dual.vectors.native import FUNCTIONS, compile_table
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 
@@ -81,7 +81,7 @@ def test_code_of_another_version_is_not_loaded(cache, monkeypatch):
     compile_counted(3, 7)
     index, old = sorted(files(cache), key=lambda file: file.suffix, reverse=True)
     code = old.read_bytes()
-    monkeypatch.setattr("transmask.solvers._jit._folder_stamp", lambda folder: "another")
+    monkeypatch.setattr("transmask.solvers._jit._source_stamp", lambda: "another")
     compile_counted(3, 7)
     assert index.exists()
     assert [file.name for file in files(cache) if file.suffix == ".nbc"] == [old.name]
@@ -101,7 +101,7 @@ def test_code_of_another_pattern_is_not_loaded(cache):
 
 def test_a_change_of_the_folder_generates_anew(cache, monkeypatch):
     compile_counted(3, 7)
-    monkeypatch.setattr("transmask.solvers._jit._folder_stamp", lambda folder: "another")
+    monkeypatch.setattr("transmask.solvers._jit._source_stamp", lambda: "another")
     assert compile_counted(3, 7) == 1
 
 

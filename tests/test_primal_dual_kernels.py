@@ -19,10 +19,13 @@ import numpy as np
 import pytest
 
 import transmask as tm
-from transmask.solvers._block_rows import CAP, SCORE_BITS
-from transmask.solvers._dual_sweep_kernels import LANES, LARGEST_DUAL, half_sweep
-from transmask.solvers._grid_kernels import EXACT_SHIFT, MASK_AT, TABLE_ROWS, U_AT, V_AT, WEIGHTS_AT
-from transmask.solvers._lane_kernels import (
+from transmask.solvers.primal_dual import pattern_kernels
+from transmask.solvers.primal_dual.grid import EXACT_SHIFT, MASK_AT, TABLE_ROWS, U_AT, V_AT, WEIGHTS_AT
+from transmask.solvers.primal_dual.phase1_tiles import LARGEST_TILE_M, solve_tile
+from transmask.solvers.primal_dual.phase2_proof import COARSE_BITS, _column_on_cycle, proof_entries, prove_lanes
+from transmask.solvers.primal_dual.vectors.block_rows import CAP, SCORE_BITS
+from transmask.solvers.primal_dual.vectors.half_sweep import LANES, LARGEST_DUAL, half_sweep
+from transmask.solvers.primal_dual.vectors.lane import (
     EXACT_BITS,
     NOISE_BITS,
     load_duals,
@@ -32,14 +35,11 @@ from transmask.solvers._lane_kernels import (
     score_shift,
     store_mask,
 )
-from transmask.solvers._lane_proof_kernels import NEVER, PENALTY, mark_lanes, relax_lanes, store_masks
-from transmask.solvers._native import FUNCTIONS
-from transmask.solvers._proof_kernels import COARSE_BITS, _column_on_cycle, proof_entries, prove_lanes
-from transmask.solvers._selection_network import selection_network
-from transmask.solvers._start_kernels import confirm_block
-from transmask.solvers._tie_lane_kernels import load_exact_lanes, perturb_lanes, quantise_lanes
-from transmask.solvers._tile_kernels import LARGEST_TILE_M, solve_tile
-from transmask.solvers.primal_dual import pattern_kernels
+from transmask.solvers.primal_dual.vectors.native import FUNCTIONS
+from transmask.solvers.primal_dual.vectors.proof import NEVER, PENALTY, mark_lanes, relax_lanes, store_masks
+from transmask.solvers.primal_dual.vectors.selection_network import selection_network
+from transmask.solvers.primal_dual.vectors.ties import load_exact_lanes, perturb_lanes, quantise_lanes
+from transmask.solvers.primal_dual.warm_start import confirm_block
 
 compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 PATTERNS = [(1, 2), (2, 4), (3, 5), (4, 8), (8, 16), (7, 33)]

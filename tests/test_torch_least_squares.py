@@ -15,8 +15,8 @@ from torch_networks import data, mask_only, two_layers  # noqa: E402
 
 import transmask as tm  # noqa: E402
 from transmask import torch as tmt  # noqa: E402
-from transmask.torch.calibration import Calibration  # noqa: E402
-from transmask.torch.gram import collect_grams, layer_rows  # noqa: E402
+from transmask.torch.reconstruction.calibration import Calibration  # noqa: E402
+from transmask.torch.reconstruction.gram import collect_grams, layer_rows  # noqa: E402
 
 LAYERS = {
     "linear": (lambda: nn.Linear(8, 12), (6, 8)),

@@ -18,7 +18,7 @@ from torch_networks import data, mask_only, output_error, two_layers  # noqa: E4
 
 import transmask as tm  # noqa: E402
 from transmask import torch as tmt  # noqa: E402
-from transmask.torch.gram import layer_rows  # noqa: E402
+from transmask.torch.reconstruction.gram import layer_rows  # noqa: E402
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "3:4", "4:8"])
@@ -263,7 +263,8 @@ def test_plain_patterns_and_half_precision():
 def test_progress_is_shown_on_a_terminal_and_nowhere_else(terminal, monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr(
-        "transmask.torch.reconstruction.Console", lambda **_: Console(file=shown, force_terminal=terminal, width=120)
+        "transmask.torch.reconstruction.reconstruct.Console",
+        lambda **_: Console(file=shown, force_terminal=terminal, width=120),
     )
     (fit,) = tmt.reconstruct(two_layers(), [data(64, 32)], "2:4", layers="0").fits
     assert ("0.weight: error" in shown.getvalue()) == terminal

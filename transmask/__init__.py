@@ -1,6 +1,7 @@
 """Optimal transposable N:M sparsity masks for neural-network weights, each with a proof of how good it is."""
 
 import os
+import sys
 
 if not os.path.isdir(os.path.join(__path__[0], "solvers")):
     # A source checkout: solvers/ stands beside this folder, and is installed as transmask.solvers.
@@ -8,9 +9,7 @@ if not os.path.isdir(os.path.join(__path__[0], "solvers")):
 
 from .certificate import Certificate, certify
 from .check import MaskReport, check_mask
-from .comparison import StructureComparison, compare_structures
 from .divergence import LayerDivergence, PackedMask, sparse_architecture_divergence
-from .diversity import MaskDiversity, mask_diversity
 from .errors import (
     CheckpointError,
     InvalidArgumentError,
@@ -25,7 +24,18 @@ from .pattern import Pattern
 from .result import MaskResult, Status
 from .sad_tracker import SADTracker
 from .solvers import choose_solver, list_solvers
-from .structures import NM, Block, Channel, Product, Transposable, Unstructured
+from .structures import (
+    NM,
+    Block,
+    Channel,
+    MaskDiversity,
+    Product,
+    StructureComparison,
+    Transposable,
+    Unstructured,
+    compare_structures,
+    mask_diversity,
+)
 
 __all__ = [  # noqa: RUF022, plain alphabetical order
     "Block",
@@ -62,3 +72,6 @@ __all__ = [  # noqa: RUF022, plain alphabetical order
     "sparse_architecture_divergence",
     "transposable_mask",
 ]
+
+for _name in ("comparison", "counting", "diversity", "mask_count", "products"):  # where they were in version 0.1.0
+    sys.modules[f"{__name__}.{_name}"] = globals()[_name] = sys.modules[f"{__name__}.structures.{_name}"]

@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike
 
 from ._arguments import as_mask, as_weights
 from .certificate import PROVEN_GAP
-from .comparison import StructureComparison
-from .diversity import MaskDiversity
 from .errors import InvalidArgumentError, MissingDependencyError
 from .sad_tracker import SADTracker
+from .structures.comparison import StructureComparison
+from .structures.diversity import MaskDiversity
 
 try:
     from matplotlib import pyplot

@@ -16,8 +16,8 @@ from ._options import JsonOption
 from ._output import Column, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from .._structure import Structure
-    from ..diversity import MaskDiversity
+    from ..structures.diversity import MaskDiversity
+    from ..structures.structure import Structure
 
 __all__ = ["diversity"]
 
@@ -83,7 +83,7 @@ def diversity(
 
     The paper is Hubara et al. 2021. Its formula over-counts transposable masks; a dash means that it has none.
     """
-    from ..diversity import mask_diversity
+    from ..structures.diversity import mask_diversity
 
     if plot is not None:
         check_plot(plot)
@@ -142,7 +142,7 @@ def _make(kind: str, patterns: list[Pattern]) -> list[Structure]:
 
 def _by_the_paper(structure: Structure, shape: tuple[int, int]) -> MaskDiversity | None:
     """Count as the paper does, where it has a formula."""
-    from ..diversity import mask_diversity
+    from ..structures.diversity import mask_diversity
 
     try:
         return mask_diversity(structure, shape, method="hubara2021")

@@ -9,19 +9,23 @@ except ModuleNotFoundError as error:
         raise
     raise MissingDependencyError('transmask.torch needs PyTorch. Run: pip install "transmask[torch]"') from None
 
-from .adaprune import AdaPrune
-from .controller import MaskController, RefreshRecord
-from .convert import convert_unstructured, supported_pattern
-from .layer_problem import Fit, LayerProblem, ReconstructionMethod
-from .layers import SelectionReport, WeightChoice
-from .least_squares import LeastSquares
-from .packing import Packed, pack, unpack
-from .prune_method import TransposablePruning, transposable
-from .reconstruction import reconstruct
-from .reconstruction_report import LayerFit, ReconstructionReport
+from ..packing import Packed, pack, unpack
+from .mask_rule import transposable_mask
+from .reconstruction import (
+    AdaPrune,
+    Fit,
+    LayerFit,
+    LayerProblem,
+    LeastSquares,
+    ReconstructionMethod,
+    ReconstructionReport,
+    convert_unstructured,
+    reconstruct,
+    supported_pattern,
+)
+from .selection import SelectionReport, WeightChoice
 from .semi_structured import to_sparse_semi_structured
-from .sparsification import sparsify
-from .tensor_masks import transposable_mask
+from .training import MaskController, RefreshRecord, TransposablePruning, sparsify, transposable
 
 __all__ = [
     "AdaPrune",

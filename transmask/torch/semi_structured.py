@@ -10,7 +10,7 @@ from torch.sparse import to_sparse_semi_structured as compress
 from ..check import check_mask
 from ..errors import InvalidArgumentError
 from ..pattern import Pattern
-from .layers import LayerFilter, SelectionReport, WeightChoice, select_weights
+from .selection import LayerFilter, SelectionReport, WeightChoice, select_weights
 
 __all__ = ["to_sparse_semi_structured"]
 

@@ -1,0 +1,193 @@
+"""Load LANES blocks that tie, and perturb them: what `phase2_ties` does to all lanes.
+
+Entry by entry a block is scattered into its lane, and all else is done to whole vectors.
+"""
+
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from .block_rows import CAP, SCORE_BITS, BlockRows
+from .half_sweep import LANES
+from .lane import EXACT_BITS, HIDDEN, LARGEST_EXTRA, NOISE_BITS, ROOT_BITS, load_exact_lane, score_shift
+from .lane_vectors import NARROW, WIDE, constant, load, store, vectors
+from .native import INDEX, M, function, native, splat
+
+__all__ = ["define_tie_functions", "load_exact_lanes", "perturb_lanes", "quantise_lanes"]
+
+
+@native(types.none)
+def load_exact_lanes(
+    kernels, weights: np.ndarray, offsets: np.ndarray, stride, exact: np.ndarray, shifts: np.ndarray
+):  # fmt: skip
+    """Load the exact scores of LANES blocks, in EXACT_BITS bits.
+
+    Parameters
+    ----------
+    kernels : ndarray of int64
+        The table of the pattern.
+    weights : ndarray of uint8, one axis
+        The memory of float32 or float64 weights.
+    offsets : ndarray of int64, shape (LANES,)
+        Where the blocks start, in weights.
+    stride : int
+        How far apart the rows of a block are.
+    exact : ndarray of int64, shape (M * M * LANES,)
+        Written: the magnitudes of lane l times 2**shifts[l], rounded up, so that only zero becomes 0. Aligned.
+    shifts : ndarray of int64, shape (LANES,)
+        Written.
+    """
+    for lane in range(LANES):
+        shifts[lane] = score_shift(kernels, weights, offsets[lane], stride) + EXACT_BITS - SCORE_BITS
+        load_exact_lane(kernels, weights, offsets[lane], stride, shifts[lane], exact, lane)
+
+
+@native(types.none)
+def quantise_lanes(kernels, exact: np.ndarray, lost: np.ndarray, scores: np.ndarray):
+    """Quantise the exact scores of all lanes.
+
+    Parameters
+    ----------
+    kernels : ndarray of int64
+        The table of the pattern.
+    exact : ndarray of int64, shape (M * M * LANES,)
+        Aligned to a vector.
+    lost : ndarray of int64, shape (LANES,)
+        The bits that the scores of a lane lose. They are rounded up, and capped at CAP.
+    scores : ndarray of int32, shape (M * M * LANES,)
+        Written. Aligned to a vector.
+    """
+    rounded = -(-exact.reshape(-1, LANES) >> lost)
+    scores.reshape(-1, LANES)[...] = np.minimum(rounded, CAP)
+
+
+@native(types.none)
+def perturb_lanes(kernels, scores: np.ndarray, exact: np.ndarray, noise: np.ndarray):
+    """Perturb the scores of all lanes; see `load_perturbed_lane`.
+
+    Parameters
+    ----------
+    kernels : ndarray of int64
+        The table of the pattern.
+    scores : ndarray of int32, shape (M * M * LANES,)
+        Updated. Aligned to a vector.
+    exact : ndarray of int64, shape (M * M * LANES,)
+        The exact scores. Aligned to a vector.
+    noise : ndarray of int32, shape (M * M,)
+        Up to 2**NOISE_BITS.
+    """
+    m = int(kernels[M])
+    grid, noise = scores.reshape(m * m, LANES), noise[: m * m, None]
+    hidden = (grid > 0) & (grid < HIDDEN)
+    roots_taken = hidden.sum(axis=0) > (grid >= HIDDEN).sum(axis=0)
+    union = np.bitwise_or.reduce(grid, axis=0)
+    zeros = np.where(union == 0, 32, np.frexp((union & -union).astype(np.float64))[1] - 1)
+    extra = np.clip(zeros - NOISE_BITS - 2, 0, LARGEST_EXTRA)
+    bits = exact.reshape(m * m, LANES).astype(np.float32).view(np.int32)
+    roots = ((bits >> 3) + ROOT_BITS).view(np.float32).astype(np.int32)
+    grid[...] = np.where(roots_taken, roots + (noise >> 4), grid + (noise << extra))
+
+
+def define_tie_functions(module, n, m, weight_bytes):
+    """Generate the functions of this file for a pattern."""
+    _define_load_exact_lanes(module, m, weight_bytes)
+    _define_quantise_lanes(module, m)
+    _define_perturb_lanes(module, m)
+
+
+DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
+
+
+def _define_load_exact_lanes(module, m, weight_bytes):
+    with function(module, load_exact_lanes, types.none) as (builder, weights, offsets, stride, exact, shifts):
+        offsets, entries = (builder.bitcast(pointer, INDEX.as_pointer()) for pointer in (offsets, exact))
+        wide_row = ir.VectorType(ir.DoubleType(), m)
+        with cgutils.for_range(builder, INDEX(LANES)) as lane:
+            offset = builder.load(builder.gep(offsets, [lane.index]))
+            rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
+            target = builder.gep(builder.bitcast(entries, ir.DoubleType().as_pointer()), [lane.index])
+            with rows.loop() as (index, row):
+                row = row if weight_bytes == 8 else builder.fpext(row, wide_row)
+                rows.scatter(row, builder.gep(target, [builder.mul(index, INDEX(m * LANES))]))
+        (exact,), (shifts,) = vectors(builder, WIDE, exact), vectors(builder, WIDE, shifts)
+        as_doubles = builder.bitcast(exact, DOUBLES.as_pointer())
+
+        def real(value):
+            return ir.Constant(DOUBLES, [value] * LANES)
+
+        largest = cgutils.alloca_once_value(builder, real(0.0))
+        with cgutils.for_range(builder, INDEX(m * m)) as entry:
+            score, so_far = load(builder, as_doubles, entry.index), builder.load(largest)
+            builder.store(builder.select(builder.fcmp_ordered(">", score, so_far), score, so_far), largest)
+        value = builder.load(largest)
+        tiny = builder.fcmp_ordered("<", value, real(2.0**-1000))  # may be denormal, with its exponent elsewhere
+        positive = builder.fcmp_ordered(">", value, real(0.0))
+        value = builder.fmul(value, builder.select(tiny, real(2.0**100), real(1.0)))
+        exponent = builder.sub(builder.lshr(builder.bitcast(value, WIDE), constant(WIDE, 52)), constant(WIDE, 1022))
+        most = builder.select(tiny, constant(WIDE, EXACT_BITS + 100), constant(WIDE, EXACT_BITS))
+        shift = builder.select(positive, builder.sub(most, exponent), constant(WIDE, EXACT_BITS - SCORE_BITS))
+        store(builder, shift, shifts, INDEX(0))
+        half, factors = builder.ashr(shift, constant(WIDE, 1)), []
+        for part in (half, builder.sub(shift, half)):
+            biased = builder.add(part, constant(WIDE, 1023))
+            factors.append(builder.bitcast(builder.shl(biased, constant(WIDE, 52)), DOUBLES))
+        least = builder.fdiv(real(0.5), builder.fmul(*factors))
+        kinds = ir.FunctionType(DOUBLES, [DOUBLES])
+        ceil = cgutils.get_or_insert_function(module, kinds, f"llvm.ceil.v{LANES}f64")
+        with cgutils.for_range(builder, INDEX(m * m)) as entry:
+            score = load(builder, as_doubles, entry.index)
+            raised = builder.select(builder.fcmp_ordered("<", score, least), least, score)
+            score = builder.select(builder.fcmp_ordered(">", score, real(0.0)), raised, real(0.0))
+            score = builder.call(ceil, [builder.fmul(builder.fmul(score, factors[0]), factors[1])])
+            store(builder, builder.fptosi(score, WIDE), exact, entry.index)
+        builder.ret_void()
+
+
+def _define_quantise_lanes(module, m):
+    with function(module, quantise_lanes, types.none) as (builder, exact, lost, scores):
+        (exact, lost), (scores,) = vectors(builder, WIDE, exact, lost), vectors(builder, NARROW, scores)
+        lost, cap = load(builder, lost, INDEX(0)), constant(WIDE, CAP)
+        below = builder.sub(builder.shl(constant(WIDE, 1), lost), constant(WIDE, 1))
+        with cgutils.for_range(builder, INDEX(m * m)) as entry:
+            score = builder.lshr(builder.add(load(builder, exact, entry.index), below), lost)
+            score = builder.select(builder.icmp_signed("<", score, cap), score, cap)
+            store(builder, builder.trunc(score, NARROW), scores, entry.index)
+        builder.ret_void()
+
+
+def _define_perturb_lanes(module, m):
+    with function(module, perturb_lanes, types.none) as (builder, scores, exact, noise):
+        (scores,), (exact,) = vectors(builder, NARROW, scores), vectors(builder, WIDE, exact)
+        noise = builder.bitcast(noise, ir.IntType(32).as_pointer())
+        zero = constant(NARROW, 0)
+        union, balance = (cgutils.alloca_once_value(builder, zero) for _ in range(2))
+        with cgutils.for_range(builder, INDEX(m * m)) as entry:
+            score = load(builder, scores, entry.index)
+            builder.store(builder.or_(builder.load(union), score), union)
+            positive = builder.zext(builder.icmp_signed(">", score, zero), NARROW)
+            visible = builder.icmp_signed(">=", score, constant(NARROW, HIDDEN))
+            counted = builder.select(visible, constant(NARROW, -1), positive)
+            builder.store(builder.add(builder.load(balance), counted), balance)
+        count_type = ir.FunctionType(NARROW, [NARROW, ir.IntType(1)])
+        count_zeros = cgutils.get_or_insert_function(module, count_type, f"llvm.cttz.v{LANES}i32")
+        zeros = builder.call(count_zeros, [builder.load(union), ir.IntType(1)(0)])
+        extra = builder.sub(zeros, constant(NARROW, NOISE_BITS + 2))
+        for order, bound in (("<", 0), (">", LARGEST_EXTRA)):
+            limit = constant(NARROW, bound)
+            extra = builder.select(builder.icmp_signed(order, extra, limit), limit, extra)
+        roots_taken = builder.icmp_signed(">", builder.load(balance), zero)
+        with cgutils.for_range(builder, INDEX(m * m)) as entry:
+            single = splat(builder, builder.load(builder.gep(noise, [entry.index])), LANES)
+            usual = builder.add(load(builder, scores, entry.index), builder.shl(single, extra))
+            reals = ir.VectorType(ir.FloatType(), LANES)
+            bits = builder.bitcast(builder.sitofp(load(builder, exact, entry.index), reals), NARROW)
+            bits = builder.add(builder.ashr(bits, constant(NARROW, 3)), constant(NARROW, ROOT_BITS))
+            root = builder.fptosi(builder.bitcast(bits, reals), NARROW)
+            root = builder.add(root, builder.ashr(single, constant(NARROW, 4)))
+            store(builder, builder.select(roots_taken, root, usual), scores, entry.index)
+        builder.ret_void()

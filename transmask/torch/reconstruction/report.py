@@ -1,0 +1,61 @@
+"""What `reconstruct` did to every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...pattern import Pattern
+
+__all__ = ["LayerFit", "ReconstructionReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFit:
+    """What became of one layer.
+
+    Attributes
+    ----------
+    name : str
+        The weight.
+    pattern : Pattern
+    error_masked : float
+        Squared error of the layer's outputs on the calibration data with the mask alone, relative to the squared
+        outputs.
+    error_fitted : float
+        The same with the kept weights refitted.
+    note : str
+        What else should be known, such as a singular Gram matrix; empty if nothing.
+    """
+
+    name: str
+    pattern: Pattern
+    error_masked: float
+    error_fitted: float
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReconstructionReport:
+    """What became of every parameter; prints as a table.
+
+    Attributes
+    ----------
+    fits : tuple of LayerFit
+        In the order of treatment.
+    left : tuple of (str, str)
+        Name and reason of every parameter that was left as it is.
+    batch_norm_layers : int
+        How many batch-norm layers were re-estimated.
+    """
+
+    fits: tuple[LayerFit, ...]
+    left: tuple[tuple[str, str], ...]
+    batch_norm_layers: int
+
+    def __str__(self) -> str:
+        width = max(len(name) for name in [*(fit.name for fit in self.fits), *(name for name, _ in self.left)])
+        fitted = [
+            f"+ {fit.name:{width}}  {fit.pattern}  error {fit.error_masked:.3e} -> {fit.error_fitted:.3e}  {fit.note}"
+            for fit in self.fits
+        ]
+        return "\n".join(line.rstrip() for line in fitted + [f"- {name:{width}}  {why}" for name, why in self.left])

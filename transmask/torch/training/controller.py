@@ -1,0 +1,232 @@
+"""Steer the masks of a model through training."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ...errors import InvalidArgumentError, InvalidTypeError
+from ..selection import SelectionReport, WeightChoice
+from .loading import MaskedEntry, masked_entries
+from .masked_weight import MaskedWeight
+from .step_hooks import StepHooks
+
+__all__ = ["MaskController", "RefreshRecord"]
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshRecord:
+    """One refresh of one mask.
+
+    Attributes
+    ----------
+    step : int
+        Optimizer steps since the first mask.
+    name : str
+        The parameter.
+    flipped : int
+        Entries that went from kept to pruned or back: the sparse architecture divergence from the mask before.
+    size : int
+        Entries in all.
+    seconds : float
+        Wall time of finding the mask, the copy to the CPU and back included.
+    """
+
+    step: int
+    name: str
+    flipped: int
+    size: int
+    seconds: float
+
+    @property
+    def flip_rate(self) -> float:
+        """Fraction of the entries that changed their state."""
+        return self.flipped / self.size
+
+
+class MaskController:
+    """Steers the masks of a sparsified model; made by `sparsify`.
+
+    All that a resumed run needs lies in the model's own state_dict. A controller for a deep copy of the model is made
+    with ``MaskController(copy)``; a deep copy of the controller copies its model, too, and has no optimizer.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        With masks on it.
+    report : SelectionReport, optional
+        Why `sparsify` took what it took. Default: what carries a mask and what does not.
+    load_handle : torch.utils.hooks.RemovableHandle, optional
+        Of the hook that checks masks when the model loads them, to be removed with the masks.
+
+    Attributes
+    ----------
+    model : torch.nn.Module
+    report : SelectionReport
+        Every parameter of the model, taken or not, and why.
+    history : list of RefreshRecord
+        The refreshes that this controller has seen, oldest first; clear it whenever it grows too long.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the model carries no mask.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        report: SelectionReport | None = None,
+        *,
+        load_handle: RemovableHandle | None = None,
+    ) -> None:
+        self.model = model
+        self.history: list[RefreshRecord] = []
+        self._hooks: list[StepHooks] = []
+        self._load_handle = load_handle
+        entries = self._entries()
+        if not entries:
+            raise InvalidArgumentError(
+                f"`model` must carry masks, got a {type(model).__name__} without any. Call sparsify first."
+            )
+        self.report = report or _describe(model, entries)
+
+    def _entries(self) -> list[MaskedEntry]:
+        return list(masked_entries(self.model))
+
+    def attach(self, optimizer: Optimizer) -> MaskController:
+        """Count the steps of an optimizer, refresh the masks on time and add the decay before each step.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            Holding masked weights; those of another optimizer are not touched. Whether it was made before or after
+            `sparsify` does not matter, but a run that is to be resumed must make it at the same place again: torch
+            numbers the parameters of an optimizer, and masks change their order.
+
+        Returns
+        -------
+        MaskController
+            This one.
+
+        Raises
+        ------
+        InvalidTypeError
+            If `optimizer` is none.
+        InvalidArgumentError
+            If it holds no masked weight, or is attached already.
+        """
+        if not isinstance(optimizer, Optimizer):
+            raise InvalidTypeError(f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+        if any(hooks.optimizer is optimizer for hooks in self._hooks):
+            raise InvalidArgumentError(
+                "`optimizer` must not be attached yet, got it twice. Its decay would count twice."
+            )
+        hooks = StepHooks(optimizer, [(entry.original, entry.masked) for entry in self._entries()], self._refresh)
+        if not hooks.served():
+            hooks.remove()
+            raise InvalidArgumentError(
+                "`optimizer` must hold a masked weight of this model, got none. Make it from model.parameters()."
+            )
+        self._hooks.append(hooks)
+        return self
+
+    def refresh(self) -> list[RefreshRecord]:
+        """Find the masks anew from the present weights, now, except frozen ones.
+
+        Returns
+        -------
+        list of RefreshRecord
+            Also appended to `history`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a weight is NaN or infinite; every mask is as it was.
+        """
+        return self._refresh([entry.masked for entry in self._entries() if not entry.masked.is_frozen])
+
+    @torch.no_grad()
+    def _refresh(self, due: Iterable[MaskedWeight]) -> list[RefreshRecord]:
+        wanted = {id(masked) for masked in due}
+        found = []
+        for entry in self._entries():
+            if id(entry.masked) in wanted:
+                began = time.perf_counter()
+                mask, duals = entry.masked.find(entry.original, entry.name)
+                found.append((entry, mask, duals, time.perf_counter() - began))
+        records = [
+            RefreshRecord(
+                step=entry.masked.steps,
+                name=entry.name,
+                flipped=entry.masked.replace(mask, duals),
+                size=mask.numel(),
+                seconds=seconds,
+            )
+            for entry, mask, duals, seconds in found
+        ]
+        self.history += records
+        return records
+
+    def masks(self) -> dict[str, Tensor]:
+        """Copy the masks, by the name that the parameter had in the dense model.
+
+        Returns
+        -------
+        dict of str to torch.Tensor of bool
+        """
+        return {entry.name: entry.masked.mask.clone() for entry in self._entries()}
+
+    def freeze(self) -> None:
+        """Fix the masks for good: no refresh, no decay, no gradient for pruned weights."""
+        for entry in self._entries():
+            entry.masked.freeze()
+
+    def remove(self) -> None:
+        """Write the zeros into the weights and leave an ordinary model, with the parameters it had."""
+        for hooks in self._hooks:
+            hooks.remove()
+        self._hooks.clear()
+        if self._load_handle is not None:
+            self._load_handle.remove()
+        for entry in self._entries():
+            parametrize.remove_parametrizations(entry.module, entry.attribute)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MaskController:
+        """Copy the model with its masks; the copy is attached to no optimizer."""
+        twin = MaskController(copy.deepcopy(self.model, memo), copy.deepcopy(self.report, memo))
+        twin.history = list(self.history)
+        memo[id(self)] = twin
+        return twin
+
+    def __repr__(self) -> str:
+        entries = self._entries()
+        size = sum(entry.masked.mask.numel() for entry in entries)
+        return f"MaskController({type(self.model).__name__}: {len(entries)} masks, {size} weights)"
+
+
+def _describe(model: nn.Module, entries: list[MaskedEntry]) -> SelectionReport:
+    """Say of every parameter whether it carries a mask."""
+    masked = {id(entry.original): entry for entry in entries}
+    choices = []
+    for name, parameter in model.named_parameters():
+        entry = masked.get(id(parameter))
+        path, _, attribute = name.rpartition(".")
+        shape = tuple(parameter.shape)
+        if entry is None:
+            module = model.get_submodule(path)
+            choices.append(WeightChoice(name, shape, False, "without a mask", module, attribute, None))
+        else:
+            reason = f"{entry.masked.mask_rule.pattern} mask"
+            layout = entry.masked.layout
+            choices.append(WeightChoice(entry.name, shape, True, reason, entry.module, entry.attribute, layout))
+    return SelectionReport(choices)

@@ -1,0 +1,193 @@
+"""A weight with a mask: the parametrisation that the modules of a sparsified model carry.
+
+The forward product uses S * W. What the gradient sees depends on the estimator:
+
+    "sr-ste", "ste"   dL/dW := dL/d(S * W)        straight through: pruned weights learn too, and can come back
+    "fixed"           dL/dW := S * dL/d(S * W)    the true gradient: pruned weights stay as they are
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...blocks import block_grid
+from ...errors import InvalidArgumentError, InvalidTypeError, unknown_choice
+from ..layouts import Layout
+from ..mask_rule import MaskRule, StoredDuals
+
+__all__ = ["Estimator", "MaskedWeight", "TrainingRule"]
+
+Estimator: TypeAlias = Literal["sr-ste", "ste", "fixed"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRule:
+    """How masks and pruned weights are treated in training.
+
+    Attributes
+    ----------
+    estimator : {"sr-ste", "ste", "fixed"}
+    refresh_every : int
+        Optimizer steps between two refreshes of a mask; "fixed" never refreshes.
+    decay : float
+        What "sr-ste" adds to the gradient of a pruned weight W is ``decay * W``.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidArgumentError
+        If one of them cannot be used.
+    """
+
+    estimator: Estimator = "sr-ste"
+    refresh_every: int = 40
+    decay: float = 2e-4
+
+    def __post_init__(self) -> None:
+        if self.estimator not in get_args(Estimator):
+            raise unknown_choice("estimator", self.estimator, get_args(Estimator))
+        if isinstance(self.refresh_every, bool) or not isinstance(self.refresh_every, int):
+            raise InvalidTypeError(f"`refresh_every` must be an integer, got {self.refresh_every!r}.")
+        if self.refresh_every < 1:
+            raise InvalidArgumentError(
+                f"`refresh_every` must be at least 1, got {self.refresh_every}. estimator='fixed' never refreshes."
+            )
+        if isinstance(self.decay, bool) or not isinstance(self.decay, int | float):
+            raise InvalidTypeError(f"`decay` must be a number, got {self.decay!r}.")
+        if not 0 <= self.decay < float("inf"):
+            raise InvalidArgumentError(f"`decay` must be finite and at least 0, got {self.decay}.")
+
+
+class MaskedWeight(nn.Module):
+    """The parametrisation ``W -> S * W`` of one parameter, with all that a resumed run needs.
+
+    The state_dict holds, next to the parameter ``original``:
+
+    ``mask``
+        bool, the shape of the parameter, True = kept.
+    ``step``
+        int64, optimizer steps since the first mask.
+    ``frozen``
+        bool, whether the mask is fixed for good.
+    ``pattern``
+        int64, (N, M).
+    ``_extra_state``
+        1-D, the dual variables from which the next refresh starts; empty if the solver has no warm start. They are no
+        buffer, so that they stay on the CPU in their own precision and distributed training does not send them around.
+
+    Parameters
+    ----------
+    mask : torch.Tensor of bool
+    duals : pair of ndarray or None
+    layout : Layout
+    mask_rule : MaskRule
+    training_rule : TrainingRule
+    """
+
+    mask: Tensor
+    step: Tensor
+    frozen: Tensor
+    pattern: Tensor
+
+    def __init__(
+        self,
+        mask: Tensor,
+        duals: StoredDuals | None,
+        layout: Layout,
+        mask_rule: MaskRule,
+        training_rule: TrainingRule,
+    ) -> None:
+        super().__init__()
+        self.layout, self.mask_rule, self.training_rule, self.duals = layout, mask_rule, training_rule, duals
+        device = mask.device
+        self.register_buffer("mask", mask)
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
+        self.register_buffer("frozen", torch.tensor(training_rule.estimator == "fixed", device=device))
+        self.register_buffer("pattern", torch.tensor([mask_rule.pattern.n, mask_rule.pattern.m], device=device))
+        self._mirror()
+
+    def _mirror(self) -> None:
+        """Copy to plain numbers what Python code branches on, so that no step waits for the device."""
+        self.steps = int(self.step)
+        self.is_frozen = bool(self.frozen)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return S * W, with the gradient that the estimator asks for."""
+        if self.is_frozen:
+            return weight.masked_fill(~self.mask, 0)
+        # W - (1 - S) * W with the second term held constant is S * W to the last bit, and its gradient is that of W.
+        return weight - weight.detach().masked_fill(self.mask, 0)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """Accept ``module.weight = value``: the dense weight becomes `value`."""
+        return weight
+
+    def find(self, weight: Tensor, name: str) -> tuple[Tensor, StoredDuals | None]:
+        """Find the mask that `weight` asks for now; nothing is changed."""
+        return self.mask_rule.find(weight, self.layout, name=name, start=self.duals)
+
+    def replace(self, mask: Tensor, duals: StoredDuals | None) -> int:
+        """Take a new mask, in place, and return how many entries changed their state."""
+        new = mask.to(self.mask.device)
+        flipped = int(torch.count_nonzero(new ^ self.mask))
+        self.mask.copy_(new)
+        self.duals = duals
+        return flipped
+
+    def count_step(self) -> bool:
+        """Count an optimizer step and tell whether the mask is due for a refresh."""
+        self.step += 1
+        self.steps += 1
+        return not self.is_frozen and self.steps % self.training_rule.refresh_every == 0
+
+    def freeze(self) -> None:
+        """Fix the mask for good."""
+        self.frozen.fill_(True)
+        self.is_frozen = True
+
+    def decay_into(self, weight: Tensor, scale: float | Tensor) -> None:
+        """Add ``scale * decay * (1 - S) * W`` to the gradient of `weight`, if the estimator asks for it."""
+        rule = self.training_rule
+        if rule.estimator != "sr-ste" or self.is_frozen or weight.grad is None:
+            return
+        weight.grad.add_(weight.detach().masked_fill(self.mask, 0) * (scale * rule.decay))
+
+    def get_extra_state(self) -> Tensor:
+        """Return the duals as one 1-D tensor."""
+        if self.duals is None:
+            return torch.empty(0)
+        return torch.from_numpy(np.concatenate([dual.ravel() for dual in self.duals]))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the duals back; an empty tensor means none."""
+        if state.numel() == 0:
+            self.duals = None
+            return
+        values = state.detach().cpu().numpy()
+        u_shape, v_shape = self._duals_shapes()
+        split = math.prod(u_shape)
+        self.duals = values[:split].reshape(u_shape).copy(), values[split:].reshape(v_shape).copy()
+
+    def duals_size(self) -> int:
+        """Return how many dual variables there are."""
+        return sum(map(math.prod, self._duals_shapes()))
+
+    def _duals_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        batch = (self.layout.parts, *self.mask.shape[2:])
+        rows, columns = self.layout.sides(self.mask.shape)
+        block_rows, block_columns = block_grid((rows, columns), self.mask_rule.pattern.m)
+        return (*batch, rows, block_columns), (*batch, block_rows, columns)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._mirror()
+
+    def extra_repr(self) -> str:
+        """Say what the mask is."""
+        kind = "transposable" if self.mask_rule.transposable else "plain"
+        return f"{self.mask_rule.pattern} {kind}, {self.training_rule.estimator}, step {self.steps}"

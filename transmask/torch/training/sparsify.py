@@ -1,0 +1,118 @@
+"""Put masks on the weights of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ...pattern import PatternLike
+from ...solvers import Solver
+from ..layouts import Allowed
+from ..mask_rule import MaskRule
+from ..selection import LayerFilter, select_weights
+from .controller import MaskController
+from .loading import load_masks
+from .masked_weight import Estimator, MaskedWeight, TrainingRule
+
+__all__ = ["sparsify"]
+
+
+def sparsify(
+    model: nn.Module,
+    pattern: PatternLike,
+    *,
+    transposable: bool = True,
+    layers: LayerFilter = None,
+    skip_ends: bool = False,
+    allow: Collection[Allowed] = (),
+    constraint: str = "exactly",
+    solver: str | Solver = "auto",
+    refresh_every: int = 40,
+    estimator: Estimator = "sr-ste",
+    decay: float = 2e-4,
+) -> MaskController:
+    """Put masks on the weights of a model, found from their present values.
+
+    Each masked weight W becomes a parametrisation: the model computes with S * W, the optimizer trains W. Parameters
+    keep their identity. Nothing is changed if an error is raised.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Changed in place. Linear layers, convolutions (the matrix at each kernel position) and the packed projections
+        of MultiheadAttention are taken.
+    pattern : Pattern, str or tuple of two int
+        Such as "2:4": N entries kept of every M.
+    transposable : bool, default True
+        Hold the pattern in rows and columns (Hubara et al. 2021). False: only along the reduction axis, by magnitude
+        (Zhou et al. 2021).
+    layers : str, iterable of str or callable, optional
+        Names or wildcards ("encoder.*") of parameters or of their modules, or a predicate of a parameter's name and
+        its module. Default: every weight that can be taken; the controller's report lists them all.
+    skip_ends : bool, default False
+        Leave the first and the last weight dense, in the order in which the modules were registered.
+    allow : collection of {"grouped", "depthwise", "transposed"}
+        Kinds of convolutions that are otherwise left dense.
+    constraint : {"exactly", "at_most"}, default "exactly"
+    solver : str or Solver, default "auto"
+        As in `transmask.transposable_mask`.
+    refresh_every : int, default 40
+        Optimizer steps between two refreshes of the masks.
+    estimator : {"sr-ste", "ste", "fixed"}, default "sr-ste"
+        "sr-ste": straight-through gradient, pruned weights decay; "ste": the same without decay; "fixed": the first
+        masks stay, pruned weights get no gradient.
+    decay : float, default 2e-4
+        Added to the gradient of a pruned weight W as ``decay * W``, once an optimizer step.
+
+    Returns
+    -------
+    MaskController
+        Attach the optimizer to it: ``controller.attach(optimizer)``. Without one the masks are never refreshed.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidArgumentError, UnsupportedPatternError
+        If an argument cannot be used, a weight is NaN or infinite, or no layer can take the pattern.
+
+    References
+    ----------
+    Zhou et al. 2021, "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch", section 4.
+    Hubara et al. 2021, "Accelerated Sparse Neural Training: A Provable and Efficient Method to Find N:M Transposable
+    Masks", section 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    >>> controller = sparsify(model, "2:4")
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> controller.attach(optimizer)
+    MaskController(Sequential: 2 masks, 192 weights)
+    >>> model(torch.ones(1, 8)).sum().backward()
+    >>> optimizer.step()
+    >>> controller.remove()
+    >>> float((model[0].weight == 0).float().mean())
+    0.5
+    """
+    mask_rule = MaskRule.of(pattern, transposable, constraint, solver)
+    training_rule = TrainingRule(estimator, refresh_every, decay)
+    report = select_weights(
+        model,
+        mask_rule.pattern,
+        transposable=mask_rule.transposable,
+        layers=layers,
+        skip_ends=skip_ends,
+        allow=allow,
+    )
+    found = []
+    for choice in report.taken:
+        assert choice.layout is not None
+        weight = getattr(choice.module, choice.attribute)
+        mask, duals = mask_rule.find(weight, choice.layout, name=choice.name)
+        found.append((choice, MaskedWeight(mask.to(weight.device), duals, choice.layout, mask_rule, training_rule)))
+    for choice, masked in found:
+        parametrize.register_parametrization(choice.module, choice.attribute, masked)
+    load_handle = model.register_load_state_dict_pre_hook(load_masks)  # type: ignore[no-untyped-call]
+    return MaskController(model, report, load_handle=load_handle)
