@@ -17,7 +17,7 @@ from .result import MaskResult
 from .solvers import Solver, as_solver
 from .threads import resolve_threads
 
-__all__ = ["nm_mask", "solve", "transposable_mask"]
+__all__ = ["check_solver", "nm_mask", "solve", "solve_matrices", "transposable_mask"]
 
 LARGEST_M = 4096  # a block of this side takes 128 MB of float64
 
@@ -90,7 +90,8 @@ def transposable_mask(
     matrix_axes = as_axes(axes, array.ndim)
     mask = np.zeros(array.shape, np.bool_)
     views = matrix_view(array, matrix_axes), matrix_view(mask, matrix_axes)
-    _fill(*views, None, chosen, limit, as_solver(solver, chosen, limit), resolve_threads(threads), warm=False)
+    worker = as_solver(solver, chosen, limit)
+    solve_matrices(*views, None, chosen, limit, worker, threads=resolve_threads(threads))
     return mask
 
 
@@ -154,7 +155,7 @@ def solve(
         worker.check(chosen, limit)
         worker.prepare(chosen, limit, array.dtype)
     began = time.perf_counter()
-    _fill(weights_view, mask_view, duals, chosen, limit, worker, n_threads, warm=start is not None)
+    solve_matrices(weights_view, mask_view, duals, chosen, limit, worker, threads=n_threads, warm=start is not None)
     seconds = time.perf_counter() - began
     kept, upper_bound, worst_gap = certify_matrices(weights_view, mask_view, duals, chosen, limit, threads=n_threads)
     block_rows, block_columns = block_grid(weights_view.shape, chosen.m)
@@ -176,22 +177,53 @@ def solve(
     )
 
 
-def _fill(
+def check_solver(shape: tuple[int, ...], pattern: Pattern, constraint: Constraint, solver: Solver) -> None:
+    """Raise UnsupportedPatternError if `solver` cannot answer the blocks of a (..., R, C) shape, cut ones included."""
+    if pattern.m > LARGEST_M:
+        raise UnsupportedPatternError(f"`pattern` must have M of at most {LARGEST_M}, got '{pattern}'.")
+    for used in constraints_used(shape, pattern.m, constraint):
+        solver.check(pattern, used)
+
+
+def solve_matrices(
     weights: Array,
     mask: NDArray[np.bool_],
     duals: Duals | None,
     pattern: Pattern,
     constraint: Constraint,
     solver: Solver,
-    threads: int,
     *,
-    warm: bool,
+    threads: int,
+    warm: bool = False,
 ) -> None:
-    """Solve (..., R, C) weights into `mask`, and into `duals` where they are wanted."""
-    if pattern.m > LARGEST_M:
-        raise UnsupportedPatternError(f"`pattern` must have M of at most {LARGEST_M}, got '{pattern}'.")
-    for used in constraints_used(weights.shape, pattern.m, constraint):
-        solver.check(pattern, used)
+    """Cut matrices into blocks, solve them, and write the answers in place: the one loop behind every mask.
+
+    Parameters
+    ----------
+    weights : ndarray, shape (..., R, C)
+        Finite weights of any real dtype; not modified.
+    mask : ndarray of bool, shape (..., R, C)
+        Written.
+    duals : (u, v) or None
+        Shapes (..., R, ceil(C / M)) and (..., ceil(R / M), C). Written by solvers that find dual variables; if `warm`,
+        also their starting point.
+    pattern : Pattern
+    constraint : {"exactly", "at_most"}
+        For whole blocks; cut blocks are "at_most".
+    solver : Solver
+    threads : int
+        At least 1.
+    warm : bool, default False
+        Whether to start from `duals`; only with a solver that is `warm_startable`.
+
+    Raises
+    ------
+    UnsupportedPatternError
+        If the solver cannot answer.
+    SolverError
+        If a third-party solver stops without an answer.
+    """
+    check_solver(weights.shape, pattern, constraint, solver)
     if pattern.n in (0, pattern.m):
         mask[...] = pattern.n > 0
         return

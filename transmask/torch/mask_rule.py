@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .. import masks
 from .._arguments import as_weights, matrix_view
 from .._tensors import is_tensor
-from ..blocks import Array, constraints_used, cut, empty_duals
+from ..blocks import Array, empty_duals
 from ..errors import InvalidArgumentError, InvalidTypeError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ..solvers import Solver, as_solver
@@ -166,8 +166,7 @@ class MaskRule:
         array = as_weights(scores.detach().cpu(), argument=name)
         if self.transposable:
             solver = as_solver(self.solver, self.pattern, self.constraint)
-            for used in constraints_used(layout.sides(array.shape), self.pattern.m, self.constraint):
-                solver.check(self.pattern, used)
+            masks.check_solver(layout.sides(array.shape), self.pattern, self.constraint, solver)
         return array
 
     def _fill(self, scores: Array, mask: NDArray[np.bool_], start: StoredDuals | None) -> StoredDuals | None:
@@ -178,8 +177,9 @@ class MaskRule:
             cold = empty_duals(scores.shape, self.pattern.m)
             duals = cold if start is None else (start[0].astype(np.float64), start[1].astype(np.float64))
         warm = duals is not None and start is not None
-        for blocks in cut(scores, mask, duals, self.pattern.m, self.constraint):
-            solver.solve_blocks(blocks, self.pattern, threads=resolve_threads(None), warm=warm)
+        masks.solve_matrices(
+            scores, mask, duals, self.pattern, self.constraint, solver, threads=resolve_threads(None), warm=warm
+        )
         if duals is None:
             return None
         stored = np.float64 if scores.dtype == np.float64 else np.float32
