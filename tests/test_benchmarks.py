@@ -44,3 +44,13 @@ def test_the_yardsticks_make_the_masks_they_are_timed_for(monkeypatch):
     masks = joint_flow(blocks, pattern)()
     kept = sum(tm.solve(block, pattern, solver="enumeration").kept for block in blocks)
     assert np.abs(blocks)[masks].sum(dtype=float) == pytest.approx(kept, rel=1e-9)
+
+
+def test_two_versions_are_timed_in_turn():
+    command = [sys.executable, "-m", "benchmarks.versions", sys.executable, sys.executable, "--rounds", "2"]
+    small = ["--rows", "256", "--columns", "64", "--only", "2:4, "]
+    done = subprocess.run([*command, *small], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
+    assert {"2:4, 1 threads", "2:4, rank one", "2:4, greedy", "2:4, warm start"} <= {row[0] for row in rows}
+    assert all(float(cell) > 0 for row in rows for cell in row[1:])
