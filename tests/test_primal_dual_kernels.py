@@ -19,27 +19,45 @@ import numpy as np
 import pytest
 
 import transmask as tm
-from transmask.solvers.primal_dual import pattern_kernels
-from transmask.solvers.primal_dual.grid import EXACT_SHIFT, MASK_AT, TABLE_ROWS, U_AT, V_AT, WEIGHTS_AT
-from transmask.solvers.primal_dual.phase1_tiles import LARGEST_TILE_M, solve_tile
-from transmask.solvers.primal_dual.phase2_proof import COARSE_BITS, _column_on_cycle, proof_entries, prove_lanes
-from transmask.solvers.primal_dual.vectors.block_rows import CAP, SCORE_BITS
-from transmask.solvers.primal_dual.vectors.half_sweep import LANES, LARGEST_DUAL, half_sweep
-from transmask.solvers.primal_dual.vectors.lane import (
-    EXACT_BITS,
-    NOISE_BITS,
-    load_duals,
-    load_exact_lane,
-    load_lane,
-    load_perturbed_lane,
-    score_shift,
-    store_mask,
+from transmask.solvers.primal_dual.memory import (
+    BLOCK,
+    EXACT_SHIFT,
+    LINE,
+    MASK_AT,
+    TABLE_ROWS,
+    U_AT,
+    V_AT,
+    WEIGHTS_AT,
+    Grid,
+    Lanes,
+    Problem,
+    ThreadMemory,
+    proof_of,
 )
+from transmask.solvers.primal_dual.numbers import (
+    ALL_LANES,
+    CAP,
+    COARSE_BITS,
+    EXACT_BITS,
+    LANES,
+    LARGEST_DUAL,
+    LARGEST_TILE_M,
+    NEVER,
+    NOISE_BITS,
+    PENALTY,
+    SCORE_BITS,
+)
+from transmask.solvers.primal_dual.phase2_proof import _column_on_cycle, prove_lanes
+from transmask.solvers.primal_dual.vectors import pattern_kernels
+from transmask.solvers.primal_dual.vectors.confirm import confirm_block
+from transmask.solvers.primal_dual.vectors.exact_lanes import load_exact_lanes, quantise_lanes
+from transmask.solvers.primal_dual.vectors.half_sweep import half_sweep
+from transmask.solvers.primal_dual.vectors.lane import load_duals, load_exact_lane, load_lane, score_shift, store_mask
 from transmask.solvers.primal_dual.vectors.native import FUNCTIONS
-from transmask.solvers.primal_dual.vectors.proof import NEVER, PENALTY, mark_lanes, relax_lanes, store_masks
+from transmask.solvers.primal_dual.vectors.perturbation import load_perturbed_lane, perturb_lanes
+from transmask.solvers.primal_dual.vectors.proof import mark_lanes, relax_lanes, store_masks
 from transmask.solvers.primal_dual.vectors.selection_network import selection_network
-from transmask.solvers.primal_dual.vectors.ties import load_exact_lanes, perturb_lanes, quantise_lanes
-from transmask.solvers.primal_dual.warm_start import confirm_block
+from transmask.solvers.primal_dual.vectors.tile import solve_tile
 
 compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 PATTERNS = [(1, 2), (2, 4), (3, 5), (4, 8), (8, 16), (7, 33)]
@@ -163,7 +181,7 @@ def test_half_sweep(n, m, kind):
         for mine, other in zip(ours, theirs, strict=True):
             assert np.array_equal(mine, other)
         flags |= expected
-    assert kind != "ties" or flags >> (2 * LANES) & 0xFFFF  # ties were seen at all
+    assert kind != "ties" or flags >> (2 * LANES) & ALL_LANES  # ties were seen at all
 
 
 @pytest.mark.parametrize("kind", ["random", "ties", "extreme", "near"])
@@ -213,9 +231,9 @@ def test_a_block_that_is_settled_stays_settled(n, m, floor):
         settled = 0
         for _ in range(20):
             rows = half_sweep(table, scores, m, 1, v, u, middles, floors)
-            assert settled & ~rows & 0xFFFF == 0  # rows stay settled at their old duals
+            assert settled & ~rows & ALL_LANES == 0  # rows stay settled at their old duals
             columns = half_sweep(table, scores, 1, m, u, v, middles, floors)
-            both = columns & (rows >> LANES) & 0xFFFF
+            both = columns & (rows >> LANES) & ALL_LANES
             assert settled & ~both == 0
             settled = both
         seen += settled.bit_count()
@@ -501,7 +519,8 @@ def test_relaxing_lanes(n, m, kind):
 @pytest.mark.parametrize("m", [2, 3, 5, 9])
 def test_a_column_on_a_cycle_is_found_if_there_is_one(m):
     """Against following the predecessors of each column for as many steps as there are columns."""
-    column_on_cycle = getattr(_column_on_cycle, "py_func", _column_on_cycle)
+    column_on_cycle, proof_cut = (getattr(kernel, "py_func", kernel) for kernel in (_column_on_cycle, proof_of))
+    proof_size = ThreadMemory(m).queue.proof.size
     rng = np.random.default_rng(m)
     seen = set()
     for _ in range(300):
@@ -515,8 +534,9 @@ def test_a_column_on_a_cycle_is_found_if_there_is_one(m):
                 places.append(before[step % 2][places[-1]] if places[-1] >= 0 else -1)
             if start in places[2::2]:
                 on_cycle.add(start)
-        seen_before = rng.integers(0, m + 1, m)
-        found = int(column_on_cycle(row_from.ravel(), column_from.ravel(), seen_before, m, 3))
+        proof = proof_cut(rng.integers(0, m + 1, proof_size), m)
+        proof.row_from[: m * LANES], proof.column_from[: m * LANES] = row_from.ravel(), column_from.ravel()
+        found = int(column_on_cycle(proof, m, 3))
         assert found in on_cycle if on_cycle else found == -1
         seen.add(bool(on_cycle))
     assert seen == {True, False}
@@ -526,7 +546,7 @@ def test_a_column_on_a_cycle_is_found_if_there_is_one(m):
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 def test_storing_the_masks_of_lanes(n, m):
     rng = np.random.default_rng(m)
-    for which in (0, 1, 1 << (LANES - 1), (1 << LANES) - 1, *rng.integers(0, 1 << LANES, 6).tolist()):
+    for which in (0, 1, 1 << (LANES - 1), ALL_LANES, *rng.integers(0, 1 << LANES, 6).tolist()):
         exact = flows(rng, m, "ties")
         stride = m + int(rng.integers(0, 5))
         offsets = 3 + rng.permutation(LANES) * m * stride
@@ -542,23 +562,24 @@ def test_storing_the_masks_of_lanes(n, m):
 
 def proven(n, m, at_most, blocks, kept):
     """Run `prove_lanes` on LANES blocks of float64, (LANES, M, M), from any masks; masks, u and v."""
-    table = pattern_kernels(n, m, 8)
-    lanes = aligned(np.zeros((TABLE_ROWS, LANES), np.int64))
-    layout = np.zeros((5, 4), np.int64)
-    layout[0], layout[1:, 2], layout[1:3, 3], layout[3:, 3] = (1, LANES, n, m), (m * m, m * m, m, m), m, 1
-    lanes[WEIGHTS_AT] = lanes[MASK_AT] = np.arange(LANES) * m * m
-    lanes[U_AT] = lanes[V_AT] = np.arange(LANES) * m
-    memory = aligned(np.zeros(proof_entries(m), np.int64))
-    weights = blocks.ravel().view(np.uint8)
+    table = aligned(np.zeros((TABLE_ROWS, LANES), np.int64))
+    table[WEIGHTS_AT] = table[MASK_AT] = np.arange(LANES) * m * m
+    table[U_AT] = table[V_AT] = np.arange(LANES) * m
+    strides = np.zeros((4, 4), np.int64)
+    strides[:, BLOCK], strides[:, LINE] = (m * m, m * m, m, m), (m, m, 1, 1)
+    mask, u, v = np.zeros(blocks.size, np.bool_), np.zeros(LANES * m), np.zeros(LANES * m)
+    grid = Grid(blocks.ravel().view(np.uint8), mask, u, v, strides, 1, LANES)
+    proof = ThreadMemory(m).queue.proof
     for lane in range(LANES):
-        lanes[EXACT_SHIFT, lane] = EXACT_BITS - math.frexp(blocks[lane].max())[1]
-        memory[: m * m * LANES].reshape(-1, LANES)[:, lane] = np.ceil(
-            np.ldexp(blocks[lane].ravel(), int(lanes[EXACT_SHIFT, lane]))
+        table[EXACT_SHIFT, lane] = EXACT_BITS - math.frexp(blocks[lane].max())[1]
+        proof[: m * m * LANES].reshape(-1, LANES)[:, lane] = np.ceil(
+            np.ldexp(blocks[lane].ravel(), int(table[EXACT_SHIFT, lane]))
         )
     scores = aligned(kept.transpose(1, 2, 0).astype(np.int32).ravel())
     zeros = aligned(np.zeros(m * LANES, np.int32))
-    mask, u, v = np.zeros(weights.size // 8, np.bool_), np.zeros(LANES * m), np.zeros(LANES * m)
-    prove_lanes(table, mask, u, v, layout, scores, zeros, zeros, memory, lanes, LANES, at_most)
+    lanes = Lanes(scores, zeros, zeros, zeros, zeros[:LANES], table)
+    problem = Problem(pattern_kernels(n, m, 8), np.zeros(m * m, np.int32), at_most)
+    prove_lanes(problem, grid, lanes, zeros, proof, LANES)
     return mask.reshape(blocks.shape), u.reshape(LANES, m), v.reshape(LANES, m)
 
 
@@ -687,7 +708,8 @@ import numpy as np
 
 import transmask as tm
 from transmask.blocks import Blocks
-from transmask.solvers import PrimalDual, _primal_dual_kernels, _proof_kernels, _tie_kernels, _tile_kernels, primal_dual
+from transmask.solvers import PrimalDual, primal_dual
+from transmask.solvers.primal_dual import phase1_lanes, phase1_tiles, phase2_proof, phase2_ties
 
 reached = Counter()
 
@@ -702,14 +724,14 @@ def count(module, name, happened):
     setattr(module, name, counted)
 
 if numba.config.DISABLE_JIT:
-    count(_tile_kernels, "_solve_apart", lambda solved: solved > 0)
-    count(_tie_kernels, "perturb_lanes", lambda _: True)
-    count(_tie_kernels, "zoom_bits", lambda bits: bits > 0)
-    count(_proof_kernels, "_cancel_cycle", bool)
-    count(_proof_kernels, "_set_sides", lambda _: True)
-    count(_proof_kernels, "_is_balanced", bool)
-    count(_proof_kernels, "write_duals", lambda _: True)
-    count(_primal_dual_kernels, "_prove_queue", lambda _: True)
+    count(phase1_tiles, "_solve_apart", lambda solved: solved > 0)
+    count(phase2_ties, "perturb_lanes", lambda _: True)
+    count(phase2_ties, "zoom_bits", lambda bits: bits > 0)
+    count(phase2_proof, "_cancel_cycle", bool)
+    count(phase2_proof, "_set_sides", lambda _: True)
+    count(phase2_proof, "_is_balanced", bool)
+    count(phase2_proof, "write_duals", lambda _: True)
+    count(phase1_lanes, "_prove_queue", lambda _: True)
 
 def solve(matrix, n, m, constraint, duals):
     # What the solver itself leaves, with duals or without, for a row of blocks

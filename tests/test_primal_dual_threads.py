@@ -157,14 +157,14 @@ def test_memory_beyond_input_and_output_is_at_most_2_mb_a_thread(pattern, thread
 CACHE = """
 import numpy as np
 import transmask as tm
-from transmask.solvers import _primal_dual_kernels, _tie_kernels, _tile_kernels
+from transmask.solvers.primal_dual import phase1_lanes, phase1_tiles, phase2_ties
 
 weights = np.random.default_rng(0).integers(-9, 9, (64, 250)).astype(np.float32)
 result = tm.solve(weights, "2:4", solver="primal_dual")
 assert result.gap <= 1e-12
 assert np.array_equal(tm.transposable_mask(weights, "2:4", solver="primal_dual"), result.mask)
 tm.transposable_mask(weights, "8:16", solver="primal_dual")
-kernels = _primal_dual_kernels.solve_span, _tile_kernels.solve_tiles, _tie_kernels.settle_ties
+kernels = phase1_lanes.solve_span, phase1_tiles.solve_tiles, phase2_ties.settle_ties
 print(*(sum(kernel.stats.cache_hits.values()) for kernel in kernels))
 print(*(sum(kernel.stats.cache_misses.values()) for kernel in kernels))
 """

@@ -35,6 +35,20 @@ Cost
 When not to use it
     Blocks of more than 64 rows, for which no networks are generated. The first call ever compiles for some seconds.
 
+Where to change what
+    =================  =================================================================================================
+    this file          cut the grid into spans of blocks, and hand each thread a span and its memory
+    `phase1_tiles`     M <= 8: which sixteen blocks make a tile, and which are left
+    `phase2_ties`      M <= 8: what the tiles leave
+    `phase1_lanes`     M > 8: which block is in which lane, and what becomes of it: done, floored, zoomed, perturbed
+    `phase2_proof`     any M: the proof of a mask, or a better one
+    `warm_start`       9 <= M <= 16: blocks that the duals of a former result settle at once
+    `grid`             from the number of a block to where it lies in the caller's memory
+    `memory`           the named tuples that kernels pass on, and what a thread works in
+    `numbers`          lanes, bits and limits, and why no sum overflows
+    `vectors`          the inner loops, generated as LLVM for one pattern, each beside its twin in Python
+    =================  =================================================================================================
+
 References
 ----------
 Hubara et al. 2021, "Accelerated Sparse Neural Training", section 3 (the min-cost-flow formulation).
@@ -43,8 +57,6 @@ Young 1954, "Iterative methods for solving partial difference equations of ellip
 """
 
 from __future__ import annotations
-
-from functools import cache, lru_cache
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -55,17 +67,14 @@ from ...pattern import Constraint, Pattern
 from ...threads import run_parallel
 from .. import TABLE
 from .._base import Solver
-from .grid import TABLE_ROWS
+from .memory import Grid, Problem, ThreadMemory
+from .numbers import LANES, LARGEST_TILE_M
 from .phase1_lanes import solve_span
-from .phase1_tiles import LARGEST_TILE_M, define_solve_tile, solve_tiles, spare_tile
-from .phase2_proof import proof_entries
+from .phase1_tiles import solve_tiles
 from .phase2_ties import settle_ties
-from .vectors.half_sweep import LANES, define_half_sweep
-from .vectors.lane import NOISE_BITS, define_lane_functions
-from .vectors.native import compile_table
-from .vectors.proof import define_proof_functions
-from .vectors.ties import define_tie_functions
-from .warm_start import confirm_start, define_confirm_block
+from .vectors import pattern_kernels
+from .vectors.perturbation import perturbation
+from .warm_start import confirm_start
 
 __all__ = ["PrimalDual"]
 
@@ -139,41 +148,31 @@ def _contiguous(part: Blocks) -> Blocks:
 
 def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) -> None:
     """Cut the grid into spans of blocks, and let the threads take one after the other."""
-    n, m = pattern.n, pattern.m
-    block_rows, block_columns = blocks.weights.shape[1:3]
-    layout = np.zeros((5, 4), np.int64)
-    layout[0] = block_rows, block_columns, n, m
-    nothing = np.empty((0, 0, 0, 0))
-    grids = blocks.weights, blocks.mask, *(nothing if duals is None else duals for duals in (blocks.u, blocks.v))
-    for row, grid in enumerate(grids, 1):
-        layout[row] = [stride // grid.itemsize for stride in grid.strides[:4]]
-    flat = _flat(blocks.weights, writeable=False).view(np.uint8), *(_flat(grid, writeable=True) for grid in grids[1:])
-    kernels = pattern_kernels(n, m, blocks.weights.itemsize)
-    at_most = blocks.constraint == "at_most"
+    m = pattern.m
+    grid = _grid(blocks)
+    kernels = pattern_kernels(pattern.n, m, blocks.weights.itemsize)
+    problem = Problem(kernels, perturbation(m), blocks.constraint == "at_most")
+    spare: list[ThreadMemory] = []  # of threads that are between two spans
 
-    spare: list[_Memory] = []  # of threads that are between two spans
-
-    def solve_small(first: int, own: _Memory) -> None:
+    def solve_small(first: int, own: ThreadMemory) -> None:
         last = min(first + span, blocks.count)
         todo = np.empty(last - first, np.int64)
-        todo = todo[: solve_tiles(kernels, *flat, layout, first, last, own.lanes, own.tile, at_most, todo)]
+        todo = todo[: solve_tiles(problem, grid, first, last, own.table, own.tile, todo)]
         if todo.size:
-            memory = own.scratch, own.proof, own.lanes
-            settle_ties(kernels, *flat, layout, todo, *memory, _noise(m), at_most, SWEEPS_A_LINE * m)
+            settle_ties(problem, grid, todo, own.queue, SWEEPS_A_LINE * m)
 
-    def solve_large(first: int, own: _Memory) -> None:
+    def solve_large(first: int, own: ThreadMemory) -> None:
         todo = np.arange(first, min(first + span, blocks.count))
         if confirm:
-            todo = todo[: confirm_start(kernels, *flat, layout, todo, own.lanes, at_most)]
+            todo = todo[: confirm_start(problem, grid, todo, own.table)]
         if todo.size:
-            memory = own.scratch, own.lanes, own.queue
-            solve_span(kernels, *flat, layout, todo, *memory, _noise(m), at_most, warm, half_sweep_limit(m))
+            solve_span(problem, grid, todo, own.scratch, own.table, own.queue, warm, half_sweep_limit(m))
 
     def solve(first: int) -> None:
         try:
             own = spare.pop()
         except IndexError:
-            own = _Memory(m)
+            own = ThreadMemory(m)
         (solve_small if m <= LARGEST_TILE_M else solve_large)(first, own)
         spare.append(own)
 
@@ -182,15 +181,6 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
     if confirm:  # what it leaves is still in the cache when it is solved
         span = min(span, max(LANES, WARM_SPAN_ENTRIES // m**2))
     run_parallel(solve, range(0, blocks.count, span), threads)
-
-
-@cache
-def pattern_kernels(n: int, m: int, weight_bytes: int) -> NDArray[np.int64]:
-    """Return the table of the functions that are generated for a pattern; see `vectors.native`."""
-    small, large = [define_solve_tile, define_tie_functions], [define_lane_functions, define_confirm_block]
-    definitions = [define_half_sweep, define_proof_functions, *(small if m <= LARGEST_TILE_M else large)]
-    table: NDArray[np.int64] = compile_table(n, m, weight_bytes, definitions)
-    return table
 
 
 def _span(count: int, threads: int) -> int:
@@ -204,6 +194,15 @@ def half_sweep_limit(m: int) -> int:
     return 2 * m + 24
 
 
+def _grid(blocks: Blocks) -> Grid:
+    """Describe the blocks to kernels."""
+    nothing = np.empty((0, 0, 0, 0))
+    arrays = blocks.weights, blocks.mask, *(nothing if duals is None else duals for duals in (blocks.u, blocks.v))
+    strides = np.array([[stride // array.itemsize for stride in array.strides[:4]] for array in arrays], np.int64)
+    weights = _flat(blocks.weights, writeable=False).view(np.uint8)
+    return Grid(weights, *(_flat(array, writeable=True) for array in arrays[1:]), strides, *blocks.weights.shape[1:3])
+
+
 def _flat(grid: Array, *, writeable: bool) -> Array:
     """View the memory that a grid spans as one axis."""
     if grid.size == 0:
@@ -212,44 +211,3 @@ def _flat(grid: Array, *, writeable: bool) -> Array:
         1 + sum((size - 1) * stride for size, stride in zip(grid.shape, grid.strides, strict=True)) // grid.itemsize
     )
     return as_strided(grid, (length,), (grid.itemsize,), writeable=writeable)
-
-
-class _Memory:
-    """What one thread works in; see the kernels."""
-
-    def __init__(self, m: int) -> None:
-        self.scratch, self.lanes, self.proof = _scratch(m), _lanes(), _aligned(proof_entries(m), np.int64)
-        if m <= LARGEST_TILE_M:
-            self.tile = spare_tile(m)
-        else:
-            self.queue = _scratch(m), _lanes(), self.proof
-
-
-def _scratch(m: int) -> NDArray[np.int32]:
-    """Allocate the lanes of one thread, aligned to whole vectors."""
-    return _aligned((m * m + 3 * m + 1) * LANES, np.int32)
-
-
-def _lanes() -> NDArray[np.int64]:
-    """Allocate a table of lanes, aligned to whole vectors."""
-    table = _aligned(TABLE_ROWS * LANES, np.int64).reshape(TABLE_ROWS, LANES)
-    table[:] = 0
-    return table
-
-
-def _aligned(entries: int, dtype: type[np.integer]) -> Array:
-    """Allocate memory that starts at a whole vector."""
-    size = entries * np.dtype(dtype).itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + size].view(dtype)
-
-
-@lru_cache(maxsize=16)
-def _noise(m: int) -> NDArray[np.int32]:
-    """Return the perturbation of each position, 1 to 2**NOISE_BITS by splitmix64."""
-    state = (np.arange(1, m * m + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    state ^= state >> np.uint64(31)
-    return (1 + (state >> np.uint64(64 - NOISE_BITS))).astype(np.int32)

@@ -24,68 +24,61 @@ from __future__ import annotations
 import numpy as np
 
 from .._jit import bare_kernel, inlined_kernel, inner_kernel
-from .grid import (
+from .grid import place_block, write_duals
+from .memory import (
     BORN,
     EXACT_SHIFT,
+    LINE,
+    MASK,
     MASK_AT,
     SHIFT,
     STAGE,
     TAKEN,
     U_AT,
     V_AT,
+    WEIGHTS,
     WEIGHTS_AT,
-    place_block,
-    write_duals,
+    U,
+    V,
+    lanes_of,
 )
-from .phase2_proof import ALL_LANES, prove_lanes
-from .vectors.half_sweep import LANES, LARGEST_DUAL, half_sweep
-from .vectors.lane import load_duals, load_exact_lane, load_lane, load_perturbed_lane, store_mask
+from .numbers import ALL_LANES, LANES, LARGEST_DUAL, ZOOMED_BITS
+from .phase2_proof import prove_lanes
+from .vectors.half_sweep import ALL_LOW, NEW_SETTLED, TIED, half_sweep
+from .vectors.lane import load_duals, load_exact_lane, load_lane, store_mask
+from .vectors.native import M
+from .vectors.perturbation import load_perturbed_lane
 
-__all__ = ["solve_span"]
+__all__ = ["solve_span", "zoom_bits"]
 
 # Stages of a block, and how an attempt to finish it ends
 PLAIN, FLOORED, PERTURBED, GONE = range(4)
 FINISHED, NEEDS_FLOOR, UNSOUND = range(3)
 
-ZOOMED_BITS = 26  # thresholds of zoomed blocks; leaves two bits before scores are capped
-
 
 @bare_kernel
-def solve_span(
-    kernels, weights, mask, u_flat, v_flat, layout, todo, scratch, lanes, queue, noise, at_most, warm, limit
-):
+def solve_span(problem, grid, todo, scratch, table, queue, warm, limit):
     """Solve the blocks `todo` of a grid.
 
     Parameters
     ----------
-    kernels : ndarray of int64
-        The table of the pattern.
-    weights : ndarray of uint8, one axis
-        The caller's memory of finite float32 or float64.
-    mask : ndarray of bool, one axis
-        Flat view of the memory of the answer. Written.
-    u_flat, v_flat : ndarray of float64, one axis
-        Flat views of the memory of the duals: read for a warm start, and written. Empty if they are not wanted.
-    layout : ndarray of int64, shape (5, 4)
-        Row 0: Br, Bc, N, M. Rows 1 to 4, for weights, mask, u and v, in entries: the strides of the matrices, of the
-        block rows, of the block columns, and of the rows of a block (weights, mask) or of its duals.
+    problem : Problem
+    grid : Grid
     todo : ndarray of int64, shape (count,)
         Numbers of blocks.
-    scratch : ndarray of int32, shape ((M * M + 3 * M + 1) * LANES,), aligned to 64 bytes
-    lanes : ndarray of int64, shape (TABLE_ROWS, LANES)
+    scratch : ndarray of int32
+        See `lanes_of`.
+    table : ndarray of int64, shape (TABLE_ROWS, LANES)
         The table of lanes, zeros to begin with.
-    queue : tuple of (ndarray of int32, ndarray of int64, ndarray of int64)
-        For the blocks that wait for phase 2: like `scratch` and `lanes`, and memory for `prove_lanes`.
-    noise : ndarray of int32, shape (M * M,)
-        The perturbation of tied blocks.
-    at_most, warm : bool
+    queue : Queue
+        For the blocks that wait for phase 2.
+    warm : bool
+        Whether sweeps start from the duals of the grid, or from 0.
     limit : int
         Half sweeps after which phase 2 takes over.
     """
-    m = layout[0, 3]
-    entries, lines = m * m * LANES, m * LANES
-    scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
-    middles, floors = scratch[entries + 2 * lines : entries + 3 * lines], scratch[entries + 3 * lines :]
+    kernels, m = problem.kernels, problem.kernels[M]
+    lanes = lanes_of(scratch, table, m)
     scratch[:] = 0
     settled, busy, zoomed, fresh, coming, half_sweeps, expiry = 0, 0, 0, 0, 0, 0, limit
     while busy or zoomed or coming < len(todo):
@@ -93,95 +86,90 @@ def solve_span(
             fresh = ALL_LANES & ~busy
             for lane in range(LANES):
                 bit = 1 << lane
-                if zoomed & bit:
-                    load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane)
-                elif not busy & bit and coming < len(todo):
-                    place_block(kernels, weights, layout, todo[coming], lanes, lane)
-                    load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane)
+                if not zoomed & bit:
+                    if busy & bit or coming == len(todo):
+                        fresh &= ~bit
+                        continue
+                    place_block(kernels, grid, todo[coming], table, lane)
                     coming += 1
-                else:
-                    fresh &= ~bit
-                    continue
-                lanes[BORN, lane] = half_sweeps
+                _load_block(kernels, grid, lanes, warm, lane)
+                table[BORN, lane] = half_sweeps
             settled &= ~fresh
             busy |= fresh
             zoomed = 0
         for direction in range(2):
             half_sweeps += 1
             if direction == 0:
-                flags = half_sweep(kernels, scores, m, 1, v, u, middles, floors)
-                low = (flags >> (3 * LANES)) & fresh
+                flags = half_sweep(kernels, lanes.scores, m, 1, lanes.v, lanes.u, lanes.middles, lanes.floors)
+                low = (flags >> ALL_LOW) & fresh
             else:
-                flags = half_sweep(kernels, scores, 1, m, u, v, middles, floors)
+                flags = half_sweep(kernels, lanes.scores, 1, m, lanes.u, lanes.v, lanes.middles, lanes.floors)
                 low, fresh = 0, 0
             done = flags & settled & busy
-            settled = (flags >> LANES) & ALL_LANES
-            tied = (flags >> (2 * LANES)) & busy & ~done
+            settled = (flags >> NEW_SETTLED) & ALL_LANES
+            tied = (flags >> TIED) & busy & ~done
             expired = 0
             if half_sweeps >= expiry:
-                expired, expiry = _expired(lanes, busy, half_sweeps, limit)
+                expired, expiry = _expired(table, busy, half_sweeps, limit)
             for lane in range(LANES):
                 bit = 1 << lane
                 if not (done | tied | expired | low) & bit:
                     continue
-                bits = zoom_bits(middles, v, lane, m) if low & bit else 0
+                bits = zoom_bits(lanes, lane, m) if low & bit else 0
                 if bits:
-                    lanes[SHIFT, lane] += bits
+                    table[SHIFT, lane] += bits
                     zoomed |= bit
                     busy &= ~bit
                     continue
                 stage = _advance(
-                    kernels, weights, mask, u_flat, v_flat, layout, scores, u, v, middles, floors, direction,
-                    lanes, lane, queue, noise, at_most, done & bit != 0, tied & bit != 0, expired & bit != 0,
-                )  # fmt: skip
+                    problem, grid, lanes, queue, direction, lane, done & bit != 0, tied & bit != 0, expired & bit != 0
+                )
                 if stage == GONE:
                     busy &= ~bit
-                elif stage != lanes[STAGE, lane]:
-                    lanes[STAGE, lane] = stage
-                    lanes[BORN, lane] = half_sweeps if stage == FLOORED else lanes[BORN, lane]
+                elif stage != table[STAGE, lane]:
+                    table[STAGE, lane] = stage
+                    table[BORN, lane] = half_sweeps if stage == FLOORED else table[BORN, lane]
                     settled &= ~bit
-    if queue[1][TAKEN, 0]:
-        _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, noise, at_most)
+    if queue.table[TAKEN, 0]:
+        _prove_queue(problem, grid, queue)
 
 
 @inner_kernel
-def _advance(
-    kernels, weights, mask, u_flat, v_flat, layout, scores, u, v, middles, floors, direction, lanes, lane,
-    queue, noise, at_most, done, tied, expired,
-):  # fmt: skip
+def _advance(problem, grid, lanes, queue, direction, lane, done, tied, expired):
     """Finish a block or let it wait for phase 2, and return GONE, or prepare it for its next stage, and return that."""
-    m, stage = layout[0, 3], lanes[STAGE, lane]
-    row_duals, column_duals = (u, middles) if direction else (middles, v)
+    kernels, stage = problem.kernels, lanes.table[STAGE, lane]
+    m = kernels[M]
+    row_duals, column_duals = (lanes.u, lanes.middles) if direction else (lanes.middles, lanes.v)
     if done and stage != PERTURBED:
-        answer = _finish(kernels, weights, mask, u_flat, v_flat, layout, row_duals, column_duals, lanes, lane, at_most)
+        answer = _finish(problem, grid, row_duals, column_duals, lanes.table, lane)
         if answer == FINISHED:
             return GONE
         expired = expired or answer == UNSOUND
     if expired or (done and stage == PERTURBED):
-        _enqueue(queue, row_duals, column_duals, lanes, lane, m)
-        if queue[1][TAKEN, 0] == LANES:
-            _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, noise, at_most)
+        _enqueue(queue, row_duals, column_duals, lanes.table, lane, m)
+        if queue.table[TAKEN, 0] == LANES:
+            _prove_queue(problem, grid, queue)
         return GONE
-    if stage == PLAIN and at_most and (done or _rests_at_zero(middles, lane, m)):
-        set_floor(u, v, floors, lane, m)
+    if stage == PLAIN and problem.at_most and (done or _rests_at_zero(lanes.middles, lane, m)):
+        set_floor(lanes, lane, m)
         return FLOORED
     if tied and stage != PERTURBED:
-        floors[lane] = -LARGEST_DUAL
-        if _load_perturbed(kernels, weights, layout, noise, scores, lanes, lane):
+        lanes.floors[lane] = -LARGEST_DUAL
+        if _load_perturbed(problem, grid, lanes.scores, lanes.table, lane):
             for line in range(m):
-                u[line * LANES + lane] = 0
-                v[line * LANES + lane] = 0
+                lanes.u[line * LANES + lane] = 0
+                lanes.v[line * LANES + lane] = 0
         return PERTURBED
     return stage
 
 
 @inner_kernel
-def _expired(lanes, busy, half_sweeps, limit):
+def _expired(table, busy, half_sweeps, limit):
     """Return the lanes whose blocks are `limit` half sweeps old, and when the next one will be."""
     expired, expiry = 0, half_sweeps + limit
     for lane in range(LANES):
         if busy >> lane & 1:
-            end = lanes[BORN, lane] + limit
+            end = table[BORN, lane] + limit
             if end <= half_sweeps:
                 expired |= 1 << lane
             else:
@@ -190,30 +178,32 @@ def _expired(lanes, busy, half_sweeps, limit):
 
 
 @inner_kernel
-def load_block(kernels, weights, layout, scores, u, v, u_flat, v_flat, warm, floors, lanes, lane):
+def _load_block(kernels, grid, lanes, warm, lane):
     """Put the integer scores of a block into its lane, and the duals it starts from."""
-    load_lane(kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], scores, lane)
-    lanes[STAGE, lane] = PLAIN
-    floors[lane] = -LARGEST_DUAL
+    table, strides = lanes.table, grid.strides
+    shift = table[SHIFT, lane]
+    load_lane(kernels, grid.weights, table[WEIGHTS_AT, lane], strides[WEIGHTS, LINE], shift, lanes.scores, lane)
+    table[STAGE, lane] = PLAIN
+    lanes.floors[lane] = -LARGEST_DUAL
     if warm:
-        load_duals(kernels, u_flat, lanes[U_AT, lane], layout[3, 3], lanes[SHIFT, lane], u, lane)
-        load_duals(kernels, v_flat, lanes[V_AT, lane], layout[4, 3], lanes[SHIFT, lane], v, lane)
+        load_duals(kernels, grid.u, table[U_AT, lane], strides[U, LINE], shift, lanes.u, lane)
+        load_duals(kernels, grid.v, table[V_AT, lane], strides[V, LINE], shift, lanes.v, lane)
     else:
-        for j in range(layout[0, 3]):
-            u[j * LANES + lane] = 0
-            v[j * LANES + lane] = 0
+        for line in range(kernels[M]):
+            lanes.u[line * LANES + lane] = 0
+            lanes.v[line * LANES + lane] = 0
 
 
 @inlined_kernel
-def zoom_bits(middles, v, lane, m):
+def zoom_bits(lanes, lane, m):
     """Return by how many bits to scale a block up whose thresholds are tiny beside its largest score; 0 for not at all.
 
     The larger scores are capped then, which is sound as long as all of them are kept.
     """
     highest_u, highest_v = 0, 0
     for line in range(m):
-        highest_u = max(highest_u, np.int64(middles[line * LANES + lane]))
-        highest_v = max(highest_v, np.int64(v[line * LANES + lane]))
+        highest_u = max(highest_u, np.int64(lanes.middles[line * LANES + lane]))
+        highest_v = max(highest_v, np.int64(lanes.v[line * LANES + lane]))
     threshold = highest_u + highest_v
     bits = 0
     while threshold >> bits:
@@ -222,21 +212,21 @@ def zoom_bits(middles, v, lane, m):
 
 
 @inner_kernel
-def _finish(kernels, weights, mask, u_flat, v_flat, layout, u, v, lanes, lane, at_most):
+def _finish(problem, grid, u, v, table, lane):
     """Write the answer for a block that is done, unless "at_most" needs a floor or a capped score was lost."""
-    shift = 0
-    if at_most and lanes[STAGE, lane] == PLAIN:
-        slack, shift = _least_sum(u, v, lane, layout[0, 3])
+    kernels, centre = problem.kernels, 0
+    if problem.at_most and table[STAGE, lane] == PLAIN:
+        slack, centre = _least_sum(u, v, lane, kernels[M])
         if slack < 0:
             return NEEDS_FLOOR
     sound = store_mask(
-        kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], u, v, lane,
-        mask, lanes[MASK_AT, lane], layout[2, 3],
+        kernels, grid.weights, table[WEIGHTS_AT, lane], grid.strides[WEIGHTS, LINE], table[SHIFT, lane], u, v, lane,
+        grid.mask, table[MASK_AT, lane], grid.strides[MASK, LINE],
     )  # fmt: skip
     if not sound:
         return UNSOUND
-    if u_flat.size:
-        write_duals(u_flat, v_flat, layout, u, v, shift, lanes[SHIFT, lane], lanes, lane)
+    if grid.u.size:
+        write_duals(kernels, grid, u, v, centre, table[SHIFT, lane], table, lane)
     return FINISHED
 
 
@@ -260,9 +250,10 @@ def _rests_at_zero(middles, lane, m):
 
 
 @inner_kernel
-def set_floor(u, v, floors, lane, m):
+def set_floor(lanes, lane, m):
     """Put a floor of 0 under the duals of a lane, after the shift that leaves the least below it."""
-    floors[lane] = 0
+    u, v = lanes.u, lanes.v
+    lanes.floors[lane] = 0
     _, shift = _least_sum(u, v, lane, m)
     for line in range(m):
         u[line * LANES + lane] = max(0, u[line * LANES + lane] + shift)
@@ -270,46 +261,43 @@ def set_floor(u, v, floors, lane, m):
 
 
 @inner_kernel
-def _load_perturbed(kernels, weights, layout, noise, scores, lanes, lane):
+def _load_perturbed(problem, grid, scores, table, lane):
     return load_perturbed_lane(
-        kernels, weights, lanes[WEIGHTS_AT, lane], layout[1, 3], lanes[SHIFT, lane], lanes[EXACT_SHIFT, lane],
-        noise, scores, lane,
+        problem.kernels, grid.weights, table[WEIGHTS_AT, lane], grid.strides[WEIGHTS, LINE],
+        table[SHIFT, lane], table[EXACT_SHIFT, lane], problem.noise, scores, lane,
     )  # fmt: skip
 
 
 @inner_kernel
-def _enqueue(queue, u, v, lanes, lane, m):
+def _enqueue(queue, u, v, table, lane, m):
     """Let a block wait for phase 2, with the mask at the thresholds u + v of its lane to begin with."""
-    scratch, table, _ = queue
-    place = table[TAKEN, 0]
+    place = queue.table[TAKEN, 0]
     start = m * m * LANES + place
     for row in range(STAGE + 1):
-        table[row, place] = lanes[row, lane]
+        queue.table[row, place] = table[row, lane]
     for line in range(m):
-        scratch[start + line * LANES] = u[line * LANES + lane]
-        scratch[start + (m + line) * LANES] = v[line * LANES + lane]
-    table[TAKEN, 0] += 1
+        queue.scratch[start + line * LANES] = u[line * LANES + lane]
+        queue.scratch[start + (m + line) * LANES] = v[line * LANES + lane]
+    queue.table[TAKEN, 0] += 1
 
 
 @inner_kernel
-def _prove_queue(kernels, weights, mask, u_flat, v_flat, layout, queue, noise, at_most):
+def _prove_queue(problem, grid, queue):
     """Solve the blocks that wait for phase 2; lanes that are not taken get the first one."""
-    scratch, table, memory = queue
-    m, taken = layout[0, 3], table[TAKEN, 0]
-    entries, lines = m * m * LANES, m * LANES
-    scores, u, v = scratch[:entries], scratch[entries : entries + lines], scratch[entries + lines : entries + 2 * lines]
+    kernels, table, m = problem.kernels, queue.table, problem.kernels[M]
+    waiting, taken = lanes_of(queue.scratch, table, m), table[TAKEN, 0]
     for lane in range(LANES):
         if lane >= taken:
             for row in range(STAGE + 1):
                 table[row, lane] = table[row, 0]
             for line in range(m):
-                u[line * LANES + lane] = u[line * LANES]
-                v[line * LANES + lane] = v[line * LANES]
-        start, shift = table[WEIGHTS_AT, lane], table[EXACT_SHIFT, lane]
-        load_exact_lane(kernels, weights, start, layout[1, 3], shift, memory, lane)
+                waiting.u[line * LANES + lane] = waiting.u[line * LANES]
+                waiting.v[line * LANES + lane] = waiting.v[line * LANES]
+        start, stride = table[WEIGHTS_AT, lane], grid.strides[WEIGHTS, LINE]
+        load_exact_lane(kernels, grid.weights, start, stride, table[EXACT_SHIFT, lane], queue.proof, lane)
         if table[STAGE, lane] == PERTURBED:
-            _load_perturbed(kernels, weights, layout, noise, scores, table, lane)
+            _load_perturbed(problem, grid, waiting.scores, table, lane)
         else:
-            load_lane(kernels, weights, start, layout[1, 3], table[SHIFT, lane], scores, lane)
-    prove_lanes(kernels, mask, u_flat, v_flat, layout, scores, u, v, memory, table, taken, at_most)
+            load_lane(kernels, grid.weights, start, stride, table[SHIFT, lane], waiting.scores, lane)
+    prove_lanes(problem, grid, waiting, waiting.v, queue.proof, taken)
     table[TAKEN, 0] = 0

@@ -9,13 +9,10 @@ from contextlib import contextmanager
 from llvmlite import ir
 from numba.core import cgutils
 
-from .half_sweep import LANES, LARGEST_DUAL
+from ..numbers import CAP, LANES, LARGEST_DUAL
 from .native import INDEX, splat, weight_type
 
-__all__ = ["CAP", "SCORE_BITS", "BlockRows"]
-
-SCORE_BITS = 28  # sums and differences of a score and two duals then fit int32
-CAP = 1 << SCORE_BITS
+__all__ = ["BlockRows"]
 
 
 class BlockRows:
@@ -30,17 +27,21 @@ class BlockRows:
         self.start = builder.gep(builder.bitcast(weights, element.as_pointer()), [offset])
 
     def constant(self, value):
+        """Return a vector of int32 with a value in every place."""
         return ir.Constant(self.integers, [value] * self.m)
 
     def load(self, pointer, vector):
+        """Load a vector from anywhere."""
         loaded = self.builder.load(self.builder.bitcast(pointer, vector.as_pointer()))
         loaded.align = 1
         return loaded
 
     def store(self, vector, pointer):
+        """Store a vector anywhere."""
         self.builder.store(vector, self.builder.bitcast(pointer, vector.type.as_pointer())).align = 1
 
     def intrinsic(self, name, result, operand):
+        """Return the LLVM intrinsic `name` for an operand of this type."""
         suffix = f"v{operand.count}{operand.element.intrinsic_name}"
         function = ir.FunctionType(result, [operand])
         return cgutils.get_or_insert_function(self.builder.module, function, f"llvm.{name}.{suffix}")
@@ -92,6 +93,7 @@ class BlockRows:
         return whole, builder.fcmp_ordered("==", builder.sitofp(whole, doubles), scaled)
 
     def above(self, scores, thresholds, u_lane, index):
+        """Tell which scores of row `index` exceed the sum of their duals."""
         dual = self.builder.load(self.builder.gep(u_lane, [self.builder.mul(index, index.type(LANES))]))
         return self.builder.icmp_signed(">", self.builder.sub(scores, thresholds), splat(self.builder, dual, self.m))
 
@@ -136,6 +138,7 @@ class BlockRows:
             yield loop.index, self.magnitudes(loop.index)
 
     def magnitudes(self, index):
+        """Load the magnitudes of row `index`."""
         place = self.builder.gep(self.start, [self.builder.mul(index, self.stride)])
         absolute = self.intrinsic("fabs", self.type, self.type)
         return self.builder.call(absolute, [self.load(place, self.type)])

@@ -26,16 +26,23 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from ..numbers import LANES, LARGEST_DUAL, LOW
 from .native import INDEX, M, N, function, native
 from .selection_network import selection_network
 
-__all__ = ["LANES", "LARGEST_DUAL", "LOW", "LineVectors", "define_half_sweep", "half_sweep", "interleave"]
+__all__ = [
+    "ALL_LOW",
+    "NEW_SETTLED",
+    "OLD_SETTLED",
+    "TIED",
+    "LineVectors",
+    "define_half_sweep",
+    "half_sweep",
+    "interleave",
+]
 
-LANES = 16  # one AVX-512 register, or two of AVX2, of int32
-
-LARGEST_DUAL = 1 << 29  # duals are clamped to this, so that no sum or difference of two of them and a score overflows
-
-LOW = 1 << 22  # duals below this use so few of the 28 bits of a score that rounding it would cause ties
+# Where the flags of lane 0 stand in what `half_sweep` returns
+OLD_SETTLED, NEW_SETTLED, TIED, ALL_LOW = 0, LANES, 2 * LANES, 3 * LANES
 
 
 def relaxation_shifts(m):
@@ -95,8 +102,9 @@ def half_sweep(
     Returns
     -------
     int
-        Bit l: the old duals were settled in all lines of lane l. Bit LANES + l: the new ones are. Bit 2 * LANES + l: at
-        least two lines of lane l have hi == lo > floor. Bit 3 * LANES + l: all middles of lane l are below LOW.
+        Bit OLD_SETTLED + l: the old duals were settled in all lines of lane l. Bit NEW_SETTLED + l: the new ones are.
+        Bit TIED + l: at least two lines of lane l have hi == lo > floor. Bit ALL_LOW + l: all middles of lane l are
+        below LOW.
     """
     n, m = int(kernels[N]), int(kernels[M])
     grid = scores.reshape(m, m, LANES)
@@ -115,13 +123,12 @@ def half_sweep(
     duals.reshape(m, LANES)[:] = new
     middles.reshape(m, LANES)[:] = middle
     flags = 0
-    for position, point in enumerate((old, new)):
-        settled = (lo < point) & (point < hi) | (point == floors) & (lo <= floors)
-        flags |= sum(1 << (position * LANES + int(lane)) for lane in np.flatnonzero(settled.all(axis=0)))
-    tied = ((hi == lo) & (hi > floors)).sum(axis=0) >= 2
-    low = (middle < LOW).all(axis=0)
-    for position, lanes in ((2, tied), (3, low)):
-        flags |= sum(1 << (position * LANES + int(lane)) for lane in np.flatnonzero(lanes))
+    tied, low = ((hi == lo) & (hi > floors)).sum(axis=0) >= 2, (middle < LOW).all(axis=0)
+    old_settled, new_settled = (
+        ((lo < point) & (point < hi) | (point == floors) & (lo <= floors)).all(axis=0) for point in (old, new)
+    )
+    for first, lanes in ((OLD_SETTLED, old_settled), (NEW_SETTLED, new_settled), (TIED, tied), (ALL_LOW, low)):
+        flags |= sum(1 << (first + int(lane)) for lane in np.flatnonzero(lanes))
     return flags - (1 << 64) if flags >> 63 else flags
 
 
@@ -134,21 +141,26 @@ class LineVectors:
         self.bits = ir.VectorType(ir.IntType(1), lanes)
 
     def constant(self, value):
+        """Return a vector with a value in every lane."""
         return ir.Constant(self.vector, [value] * self.vector.count)
 
     def load(self, pointer, index):
+        """Load a vector that is aligned."""
         loaded = self.builder.load(self.builder.gep(pointer, [index]))
         loaded.align = 64
         return loaded
 
     def store(self, vector, pointer, index):
+        """Store a vector where it is aligned."""
         self.builder.store(vector, self.builder.gep(pointer, [index])).align = 64
 
     def extreme(self, kind, first, second):
+        """Return the "min" or "max" of two vectors."""
         order = self.builder.icmp_signed(">" if kind == "max" else "<", first, second)
         return self.builder.select(order, first, second)
 
     def select_pair(self, entries):
+        """Return the N-th and the (N+1)-th largest of M vectors, lane by lane."""
         operations, nth, following = selection_network(self.n, self.m)
         values = dict(enumerate(entries))
         for kind, target, first, second in operations:
@@ -156,11 +168,13 @@ class LineVectors:
         return values[nth], values[following]
 
     def settled(self, lo, point, hi, floor):
+        """Tell in which lanes the line is settled at a dual."""
         both, compare = self.builder.and_, self.builder.icmp_signed
         inside = both(compare("<", lo, point), compare("<", point, hi))
         return self.builder.or_(inside, both(compare("==", point, floor), compare("<=", lo, floor)))
 
     def update(self, old, hi, lo, floor):
+        """Return the middle and the new dual."""
         builder = self.builder
         middle = self.extreme("max", builder.ashr(builder.add(hi, lo), self.constant(1)), floor)
         new, step = middle, builder.sub(middle, old)
@@ -218,7 +232,8 @@ def define_half_sweep(module, n, m, weight_bytes):
         tied = builder.icmp_signed(">=", builder.load(ties), lines.constant(2))
         low = builder.icmp_signed("<", builder.load(highest), lines.constant(LOW))
         packed = INDEX(0)
-        for position, flags in enumerate((builder.load(before), builder.load(after), tied, low)):
+        old_settled, new_settled = builder.load(before), builder.load(after)
+        for first, flags in ((OLD_SETTLED, old_settled), (NEW_SETTLED, new_settled), (TIED, tied), (ALL_LOW, low)):
             mask = builder.zext(builder.bitcast(flags, ir.IntType(LANES)), INDEX)
-            packed = builder.or_(packed, builder.shl(mask, INDEX(position * LANES)))
+            packed = builder.or_(packed, builder.shl(mask, INDEX(first)))
         builder.ret(packed)

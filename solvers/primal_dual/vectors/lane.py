@@ -16,31 +16,21 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .block_rows import CAP, SCORE_BITS, BlockRows
-from .half_sweep import LANES, LARGEST_DUAL
-from .native import INDEX, WEIGHT_BYTES, M, function, native, prefetch, splat
+from ..numbers import CAP, LANES, LARGEST_DUAL, SCORE_BITS
+from .block_rows import BlockRows
+from .native import INDEX, WEIGHT_BYTES, M, function, native, prefetch
 
 __all__ = [
-    "CAP",
-    "EXACT_BITS",
-    "NOISE_BITS",
-    "SCORE_BITS",
     "clamped_duals",
+    "define_lane_functions",
+    "exact_rows",
     "load_duals",
     "load_exact_lane",
     "load_lane",
-    "load_perturbed_lane",
     "quantised_rows",
     "score_shift",
     "store_mask",
 ]
-
-EXACT_BITS = 53  # of an exact score, as float64 has: 63 * 64 scores lose less than 1e-12 of the largest by rounding
-
-NOISE_BITS = 20  # of 28: more, and true scores are reordered; fewer, and tied blocks take more sweeps
-LARGEST_EXTRA = 5  # more bits where the scores leave room
-HIDDEN = 1 << NOISE_BITS  # scores below this are hidden by a perturbation
-ROOT_BITS = 147 * (1 << 23) - 127 * (1 << 20)  # added to an eighth of the bits of x in float32, gives 2**20 * x**(1/8)
 
 
 @native(types.int64)
@@ -80,47 +70,6 @@ def load_lane(kernels, weights: np.ndarray, offset, stride, shift, scores: np.nd
     """
     quantised = _quantised(_rows(kernels, weights, offset, stride), shift)
     scores[lane : quantised.size * LANES : LANES] = quantised.ravel()
-
-
-@native(types.int64)
-def load_perturbed_lane(
-    kernels, weights: np.ndarray, offset, stride, shift, exact_shift, noise: np.ndarray, scores: np.ndarray, lane
-):  # fmt: skip
-    """Quantise a block into a lane, and perturb it.
-
-    The perturbation is the larger the fewer bits the scores need: below a quarter of the least bit in use it hardly
-    changes the order of two masks, and the sweeps, which move by amounts of its size, are the faster.
-
-    Where it would hide most scores, because they lie decades apart, it is 16 times smaller, and the eighth roots of the
-    exact scores take the place of the scores: nearly always the same masks are optimal.
-
-    Parameters
-    ----------
-    kernels, weights, offset, stride, shift, scores, lane
-        As in `load_lane`.
-    exact_shift : int
-        As `shift` in `load_exact_lane`.
-    noise : ndarray of int32, shape (M * M,)
-        Up to 2**NOISE_BITS.
-
-    Returns
-    -------
-    int
-        1 if the roots were taken, else 0.
-    """
-    rows = _rows(kernels, weights, offset, stride)
-    quantised, noise = _quantised(rows, shift), noise[: rows.size].reshape(rows.shape)
-    hidden = ((quantised > 0) & (quantised < HIDDEN)).sum()
-    roots_taken = hidden > (quantised >= HIDDEN).sum()
-    if roots_taken:
-        bits = _exact(rows, exact_shift).astype(np.float32).view(np.int32)
-        loaded = ((bits >> 3) + ROOT_BITS).view(np.float32).astype(np.int32) + (noise >> 4)
-    else:
-        union = int(np.bitwise_or.reduce(quantised.ravel()))
-        zeros = (union & -union).bit_length() - 1 if union else 32
-        loaded = quantised + (noise << min(max(zeros - NOISE_BITS - 2, 0), LARGEST_EXTRA))
-    scores[lane : loaded.size * LANES : LANES] = loaded.ravel()
-    return int(roots_taken)
 
 
 @native(types.none)
@@ -201,6 +150,11 @@ def quantised_rows(kernels, weights, offset, stride, shift):
     return _quantised(_rows(kernels, weights, offset, stride), shift)
 
 
+def exact_rows(kernels, weights, offset, stride, shift):
+    """Return the exact scores of a block as `load_exact_lane` loads them; for twins in Python."""
+    return _exact(_rows(kernels, weights, offset, stride), shift)
+
+
 def _rows(kernels, weights, offset, stride):
     m = int(kernels[M])
     entries = weights.view(np.float32 if kernels[WEIGHT_BYTES] == 4 else np.float64)
@@ -224,7 +178,6 @@ def define_lane_functions(module, n, m, weight_bytes):
     """Generate the functions of this file for a pattern."""
     _define_score_shift(module, m, weight_bytes)
     _define_load_lane(module, m, weight_bytes)
-    _define_load_perturbed_lane(module, m, weight_bytes)
     _define_load_duals(module, m, weight_bytes)
     _define_load_exact_lane(module, m, weight_bytes)
     _define_store_mask(module, m, weight_bytes)
@@ -259,57 +212,6 @@ def _define_load_lane(module, m, weight_bytes):
         with rows.loop() as (index, row):
             rows.scatter(rows.quantise(row, factors), builder.gep(target, [builder.mul(index, INDEX(m * LANES))]))
         builder.ret_void()
-
-
-def _define_load_perturbed_lane(module, m, weight_bytes):
-    with function(module, load_perturbed_lane, types.int64) as (
-        builder, weights, offset, stride, shift, exact_shift, noise, scores, lane
-    ):  # fmt: skip
-        rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
-        factors, exact_factors = rows.factors(shift), rows.factors(exact_shift, ir.DoubleType())
-        noise, scores = (builder.bitcast(pointer, ir.IntType(32).as_pointer()) for pointer in (noise, scores))
-        target = builder.gep(scores, [lane])
-        zero = rows.constant(0)
-        union, balance = (cgutils.alloca_once_value(builder, zero) for _ in range(2))
-        with rows.loop() as (_, row):
-            quantised = rows.quantise(row, factors)
-            builder.store(builder.or_(builder.load(union), quantised), union)
-            positive = builder.zext(builder.icmp_signed(">", quantised, zero), rows.integers)
-            visible = builder.icmp_signed(">=", quantised, rows.constant(HIDDEN))
-            counted = builder.select(visible, rows.constant(-1), positive)
-            builder.store(builder.add(builder.load(balance), counted), balance)
-
-        def reduced(name, vector):
-            reduce = rows.intrinsic(f"vector.reduce.{name}", ir.IntType(32), rows.integers)
-            return builder.call(reduce, [builder.load(vector)])
-
-        def shaken(index, row, bits, arithmetic):
-            start = builder.mul(index, INDEX(m))
-            noise_row = rows.load(builder.gep(noise, [start]), rows.integers)
-            shifted = arithmetic(noise_row, splat(builder, bits, m))
-            rows.scatter(builder.add(row, shifted), builder.gep(target, [builder.mul(start, INDEX(LANES))]))
-
-        roots_taken = builder.icmp_signed(">", reduced("add", balance), ir.IntType(32)(0))
-        with builder.if_else(roots_taken) as (take_roots, take_scores):
-            with take_roots, rows.loop() as (index, row):
-                reals = ir.VectorType(ir.FloatType(), m)
-                bits = builder.bitcast(builder.sitofp(rows.exact(row, exact_factors), reals), rows.integers)
-                bits = builder.add(builder.ashr(bits, rows.constant(3)), rows.constant(ROOT_BITS))
-                root = builder.fptosi(builder.bitcast(bits, reals), rows.integers)
-                shaken(index, root, ir.IntType(32)(4), builder.ashr)
-            with take_scores:
-                used = reduced("or", union)
-                count_zeros = cgutils.get_or_insert_function(
-                    module, ir.FunctionType(used.type, [used.type, ir.IntType(1)]), "llvm.cttz.i32"
-                )
-                zeros = builder.call(count_zeros, [used, ir.IntType(1)(0)])
-                extra = builder.sub(zeros, used.type(NOISE_BITS + 2))
-                for order, bound in (("<", 0), (">", LARGEST_EXTRA)):
-                    beyond = builder.icmp_signed(order, extra, used.type(bound))
-                    extra = builder.select(beyond, used.type(bound), extra)
-                with rows.loop() as (index, row):
-                    shaken(index, rows.quantise(row, factors), extra, builder.shl)
-        builder.ret(builder.zext(roots_taken, INDEX))
 
 
 def _define_load_duals(module, m, weight_bytes):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from .half_sweep import LANES
+from ..numbers import LANES
 from .native import INDEX
 
 __all__ = ["FLAGS", "NARROW", "WIDE", "constant", "load", "store", "vectors"]

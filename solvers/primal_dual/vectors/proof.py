@@ -15,14 +15,12 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .half_sweep import LANES, interleave
+from ..numbers import LANES, NEVER, PENALTY
+from .half_sweep import interleave
 from .lane_vectors import FLAGS, NARROW, WIDE, constant, load, store, vectors
 from .native import BYTES, INDEX, M, N, function, native, splat
 
-__all__ = ["NEVER", "PENALTY", "define_proof_functions", "mark_lanes", "relax_lanes", "store_masks"]
-
-NEVER = 1 << 61  # the score of an arc that does not exist
-PENALTY = 1 << 48  # for an entry too many or too few, where scores have 41 bits: 64 of them are less than one of these
+__all__ = ["define_proof_functions", "mark_lanes", "relax_lanes", "store_masks"]
 
 
 @native(types.int64)

@@ -1,6 +1,6 @@
-"""Load LANES blocks that tie, and perturb them: what `phase2_ties` does to all lanes.
+"""The exact scores of LANES blocks at once: load them into all lanes, and quantise them there.
 
-Entry by entry a block is scattered into its lane, and all else is done to whole vectors.
+A block is scattered into its lane entry by entry; everything else works on whole vectors.
 """
 
 # mypy: ignore-errors
@@ -12,13 +12,13 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from .block_rows import CAP, SCORE_BITS, BlockRows
-from .half_sweep import LANES
-from .lane import EXACT_BITS, HIDDEN, LARGEST_EXTRA, NOISE_BITS, ROOT_BITS, load_exact_lane, score_shift
+from ..numbers import CAP, EXACT_BITS, LANES, SCORE_BITS
+from .block_rows import BlockRows
+from .lane import load_exact_lane, score_shift
 from .lane_vectors import NARROW, WIDE, constant, load, store, vectors
-from .native import INDEX, M, function, native, splat
+from .native import INDEX, function, native
 
-__all__ = ["define_tie_functions", "load_exact_lanes", "perturb_lanes", "quantise_lanes"]
+__all__ = ["define_exact_lanes", "load_exact_lanes", "quantise_lanes"]
 
 
 @native(types.none)
@@ -66,38 +66,10 @@ def quantise_lanes(kernels, exact: np.ndarray, lost: np.ndarray, scores: np.ndar
     scores.reshape(-1, LANES)[...] = np.minimum(rounded, CAP)
 
 
-@native(types.none)
-def perturb_lanes(kernels, scores: np.ndarray, exact: np.ndarray, noise: np.ndarray):
-    """Perturb the scores of all lanes; see `load_perturbed_lane`.
-
-    Parameters
-    ----------
-    kernels : ndarray of int64
-        The table of the pattern.
-    scores : ndarray of int32, shape (M * M * LANES,)
-        Updated. Aligned to a vector.
-    exact : ndarray of int64, shape (M * M * LANES,)
-        The exact scores. Aligned to a vector.
-    noise : ndarray of int32, shape (M * M,)
-        Up to 2**NOISE_BITS.
-    """
-    m = int(kernels[M])
-    grid, noise = scores.reshape(m * m, LANES), noise[: m * m, None]
-    hidden = (grid > 0) & (grid < HIDDEN)
-    roots_taken = hidden.sum(axis=0) > (grid >= HIDDEN).sum(axis=0)
-    union = np.bitwise_or.reduce(grid, axis=0)
-    zeros = np.where(union == 0, 32, np.frexp((union & -union).astype(np.float64))[1] - 1)
-    extra = np.clip(zeros - NOISE_BITS - 2, 0, LARGEST_EXTRA)
-    bits = exact.reshape(m * m, LANES).astype(np.float32).view(np.int32)
-    roots = ((bits >> 3) + ROOT_BITS).view(np.float32).astype(np.int32)
-    grid[...] = np.where(roots_taken, roots + (noise >> 4), grid + (noise << extra))
-
-
-def define_tie_functions(module, n, m, weight_bytes):
+def define_exact_lanes(module, n, m, weight_bytes):
     """Generate the functions of this file for a pattern."""
     _define_load_exact_lanes(module, m, weight_bytes)
     _define_quantise_lanes(module, m)
-    _define_perturb_lanes(module, m)
 
 
 DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
@@ -157,37 +129,4 @@ def _define_quantise_lanes(module, m):
             score = builder.lshr(builder.add(load(builder, exact, entry.index), below), lost)
             score = builder.select(builder.icmp_signed("<", score, cap), score, cap)
             store(builder, builder.trunc(score, NARROW), scores, entry.index)
-        builder.ret_void()
-
-
-def _define_perturb_lanes(module, m):
-    with function(module, perturb_lanes, types.none) as (builder, scores, exact, noise):
-        (scores,), (exact,) = vectors(builder, NARROW, scores), vectors(builder, WIDE, exact)
-        noise = builder.bitcast(noise, ir.IntType(32).as_pointer())
-        zero = constant(NARROW, 0)
-        union, balance = (cgutils.alloca_once_value(builder, zero) for _ in range(2))
-        with cgutils.for_range(builder, INDEX(m * m)) as entry:
-            score = load(builder, scores, entry.index)
-            builder.store(builder.or_(builder.load(union), score), union)
-            positive = builder.zext(builder.icmp_signed(">", score, zero), NARROW)
-            visible = builder.icmp_signed(">=", score, constant(NARROW, HIDDEN))
-            counted = builder.select(visible, constant(NARROW, -1), positive)
-            builder.store(builder.add(builder.load(balance), counted), balance)
-        count_type = ir.FunctionType(NARROW, [NARROW, ir.IntType(1)])
-        count_zeros = cgutils.get_or_insert_function(module, count_type, f"llvm.cttz.v{LANES}i32")
-        zeros = builder.call(count_zeros, [builder.load(union), ir.IntType(1)(0)])
-        extra = builder.sub(zeros, constant(NARROW, NOISE_BITS + 2))
-        for order, bound in (("<", 0), (">", LARGEST_EXTRA)):
-            limit = constant(NARROW, bound)
-            extra = builder.select(builder.icmp_signed(order, extra, limit), limit, extra)
-        roots_taken = builder.icmp_signed(">", builder.load(balance), zero)
-        with cgutils.for_range(builder, INDEX(m * m)) as entry:
-            single = splat(builder, builder.load(builder.gep(noise, [entry.index])), LANES)
-            usual = builder.add(load(builder, scores, entry.index), builder.shl(single, extra))
-            reals = ir.VectorType(ir.FloatType(), LANES)
-            bits = builder.bitcast(builder.sitofp(load(builder, exact, entry.index), reals), NARROW)
-            bits = builder.add(builder.ashr(bits, constant(NARROW, 3)), constant(NARROW, ROOT_BITS))
-            root = builder.fptosi(builder.bitcast(bits, reals), NARROW)
-            root = builder.add(root, builder.ashr(single, constant(NARROW, 4)))
-            store(builder, builder.select(roots_taken, root, usual), scores, entry.index)
         builder.ret_void()
