@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import transmask
+import transmask.solvers
 
 MODULE = """
 from transmask.solvers._jit import kernel
@@ -61,6 +65,38 @@ def test_a_change_in_another_file_of_the_folder_compiles_anew(tmp_path):
     (tmp_path / "other.py").write_text("CONSTANT = 1")
     assert run_kernels(tmp_path, **cache) == ["4", "0"]
     assert run_kernels(tmp_path, **cache) == ["4", "1"]
+
+
+SUBFOLDER = """
+from transmask.solvers import _tiny
+_tiny.add_one(1)
+print(*_tiny.__file__.split(), sum(_tiny.add_one.stats.cache_hits.values()))
+"""
+
+
+def test_a_change_in_a_sub_folder_of_the_solvers_compiles_anew(tmp_path):
+    """In a copy of the package, where a kernel in solvers/ is cached and a file two folders below changes."""
+    package = tmp_path / "transmask"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(transmask.__file__).parent, package, ignore=ignored)
+    shutil.copytree(Path(transmask.solvers.__file__).parent, package / "solvers", ignore=ignored, dirs_exist_ok=True)
+    (package / "solvers" / "_tiny.py").write_text(MODULE.replace("transmask.solvers._jit", "._jit"))
+    variables = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_DISABLE_JIT": "0", "NUMBA_BOUNDSCHECK": "0"}
+
+    def cache_hits() -> int:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", **variables}
+        done = subprocess.run(
+            [sys.executable, "-c", SUBFOLDER], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        file, hits = done.stdout.split()
+        assert Path(file).is_relative_to(package)
+        return int(hits)
+
+    assert [cache_hits(), cache_hits()] == [0, 1]
+    changed = package / "solvers" / "primal_dual" / "vectors" / "selection_network.py"
+    changed.write_text(changed.read_text() + "# changed\n")
+    assert [cache_hits(), cache_hits()] == [0, 1]
 
 
 def test_a_damaged_cache_is_compiled_anew(tmp_path):
