@@ -13,27 +13,30 @@ Method
     Masks of perturbed blocks, and of the few that the sweeps leave, are proven or improved sixteen at a time by
     Bellman-Ford and cycle cancelling on 53-bit integers (`phase2_proof`).
 Guarantee
-    Exact, whatever the sweeps did: a block is finished only with duals that prove its mask, up to the rounding of
-    scores to 2**-52 of the largest of their block.
+    Exact, whatever the sweeps do: a block is finished only with duals that prove its mask, up to rounding its scores to
+    2**-52 of the largest.
 Ties
-    Where the optimum of the rounded scores is unique it is found. Among several optimal masks of a block, which one is
-    a function of the scores of this block, the pattern and the constraint alone, the same for any number of threads,
-    any batch and any machine: tied blocks are perturbed by a fixed pseudo-random number for each position. From M = 9
-    a warm start may pick another one.
+    If the optimum of the rounded scores is unique, it is found. If a block has several optimal masks, which one is
+    returned depends on the scores of this block, the pattern and the constraint alone, and is the same for any number
+    of threads, any batch and any machine: a fixed pseudo-random number for each position perturbs tied blocks. From
+    M = 9 a warm start may pick another one.
+
+    There are two paths for ties. Up to M = 8 `phase2_ties` perturbs and sweeps what the tiles leave; above, a tied
+    block is perturbed in its lane. Handing blocks over for all M was tried: it was right everywhere and as fast on
+    Gaussian blocks, but rank-one blocks and blocks over 60 decades took 30 to 60 % longer at 16:32.
 Warm start
-    The sweeps start from the duals of a former result. Up to M = 16 half a sweep comes first, where the block stands,
-    which settles most blocks after a small change (`warm_start`). Up to M = 8 solving takes less time than that,
-    and a warm start is a cold one.
+    The sweeps start from the duals of a former result. Up to M = 16 half a sweep on the block where it stands comes
+    first, which settles most blocks after a small change (`warm_start`). Up to M = 8 solving takes less time than that,
+    so a warm start is ignored.
 Cost
     About 4, 8, 13 and 22 half sweeps for a Gaussian block of 2:4, 4:8, 8:16 and 16:32, each 2 M minima and maxima times
-    the size of a selection network (8, 28, 92, 284) for sixteen blocks. Besides those the scores are read twice and
-    written once into the lanes, and the mask is written; nothing else is allocated but the memory of a thread, 0.2 MB
-    at 8:16 and 1.2 MB at 32:64.
-    Memory comes next: fetching the next row of blocks ahead saves a quarter of the time at 2:4 and a tenth at 8:16.
+    the size of a selection network (8, 28, 92, 284) for sixteen blocks. On top of that the scores are read twice and
+    written once into the lanes, and the mask is written. Each thread allocates 0.2 MB at 8:16 and 1.2 MB at 32:64.
+    Memory comes next: prefetching the next row of blocks saves a quarter of the time at 2:4 and a tenth at 8:16.
     Blocks whose scores tie take up to 5 times as long as Gaussian ones. After a change of the weights by 1e-3 a warm
     start is twice as fast at 8:16 (docs/benchmark.json).
 When not to use it
-    Blocks of more than 64 rows, for which no networks are generated. The first call ever compiles for some seconds.
+    For blocks of more than 64 rows no networks are generated. The very first call compiles for some seconds.
 
 Where to change what
     =================  =================================================================================================
@@ -190,7 +193,7 @@ def _span(count: int, threads: int) -> int:
 
 
 def half_sweep_limit(m: int) -> int:
-    """Return the half sweeps after which phase 2 takes over; more than 99 of 100 Gaussian blocks need."""
+    """Return the half sweeps after which phase 2 takes over; 99 of 100 Gaussian blocks need fewer."""
     return 2 * m + 24
 
 
@@ -200,7 +203,9 @@ def _grid(blocks: Blocks) -> Grid:
     arrays = blocks.weights, blocks.mask, *(nothing if duals is None else duals for duals in (blocks.u, blocks.v))
     strides = np.array([[stride // array.itemsize for stride in array.strides[:4]] for array in arrays], np.int64)
     weights = _flat(blocks.weights, writeable=False).view(np.uint8)
-    return Grid(weights, *(_flat(array, writeable=True) for array in arrays[1:]), strides, *blocks.weights.shape[1:3])
+    mask, u, v = (_flat(array, writeable=True) for array in arrays[1:])
+    block_rows, block_columns = blocks.weights.shape[1:3]
+    return Grid(weights, mask, u, v, strides, block_rows, block_columns)
 
 
 def _flat(grid: Array, *, writeable: bool) -> Array:

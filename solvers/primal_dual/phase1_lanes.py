@@ -1,4 +1,4 @@
-"""Phase 1 of `primal_dual`: keep LANES blocks in flight, and refill a lane as soon as its block is done.
+"""Phase 1 for M > 8: keep LANES blocks in flight, and refill a lane as soon as its block is done.
 
 A block is done when its row duals and its column duals are settled at once (`half_sweep`): thresholding the integer
 scores q keeps exactly N in every line, and no q equals the sum u + v of its duals. Because q - 1 < scaled score <= q,
@@ -10,11 +10,12 @@ duals non-negative, the same mask is optimal for "at_most". Otherwise, and where
 floor of 0 under the duals.
 
 A block whose thresholds are tiny beside its largest score is *zoomed*: scaled up, with the larger scores capped. It is
-finished only if all capped scores are kept, so that their true values, which are larger, would be kept as well.
+finished only if all capped scores are kept: their true values are larger and would be kept as well.
 
-A block whose scores tie is never done. It is found by its ties, gets a small fixed perturbation, and goes on. Perturbed
-blocks that are done, and the few blocks that are not done after a number of half sweeps, wait for phase 2
-(`phase2_proof`), which takes LANES of them at a time.
+A block whose scores tie is never done. Once its ties show, it gets a small fixed perturbation and goes on in its lane,
+which is faster here than what `phase2_ties` does for small blocks (see the package's docstring). Perturbed blocks that
+are done, and the few blocks that are not done after a number of half sweeps, wait for phase 2 (`phase2_proof`), which
+takes LANES of them at a time.
 """
 
 # mypy: ignore-errors

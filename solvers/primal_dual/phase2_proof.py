@@ -1,12 +1,12 @@
-"""Phase 2 of `primal_dual`: make LANES masks optimal at once, on exact scores, and find the duals that prove it.
+"""Phase 2: make LANES masks optimal at once, on exact scores, and find the duals that prove it.
 
-A mask is a flow from rows to columns. Bellman-Ford in its residual graph either ends with duals that have complementary
-slackness, which proves the mask, or its predecessors run in a cycle, along which an exchange improves the mask.
+A mask is a flow from rows to columns. Bellman-Ford in its residual graph either ends with duals in complementary
+slackness, which prove the mask, or its predecessors form a cycle, and an exchange along that improves the mask.
 
-What a line keeps below N flows to a dummy. Under "at_most" the dummies score 0. A mask may also begin with lines that
-keep too few or too many: each entry missing or in excess costs PENALTY, more than any path can gain. As N of M can be
-kept in every line, there is a cycle that improves the mask as long as one is not right, and none ends so. Until then
-scores lose COARSE_BITS, which leaves room for the penalty.
+What a line keeps below N flows to a dummy. Under "at_most" the dummies score 0. A mask may also start with lines that
+keep too few or too many entries: each one missing or in excess costs PENALTY, more than any path can gain. Every line
+can keep N of M, so a cycle that improves the mask exists until all lines are right. Until then scores lose COARSE_BITS,
+which leaves room for the penalty.
 """
 
 # mypy: ignore-errors
@@ -22,11 +22,11 @@ from .vectors.proof import mark_lanes, relax_lanes, store_masks
 
 __all__ = ["prove_lanes"]
 
-QUICK_ROUNDS = 3  # of Bellman-Ford, after which cycles are looked for
-ROUNDS_A_LOOK = 2  # fewer, and most looks are in vain
+QUICK_ROUNDS = 3  # of Bellman-Ford before the first look for a cycle
+ROUNDS_A_LOOK = 2  # with fewer, most looks find nothing
 # A round moves no dual by more than 2**EXACT_BITS: an exchange opens only arcs that reverse those it used, at the duals
-# that these gave. NEVER must stay out of reach, so that from this round on duals start anew after every exchange; what
-# they can reach without a cycle is less than M + 1 scores.
+# that these gave. NEVER must stay out of reach, so from this round on duals start anew after every exchange; without a
+# cycle they reach less than M + 1 scores.
 GROWING_ROUNDS = 64
 
 

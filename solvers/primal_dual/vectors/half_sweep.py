@@ -1,20 +1,20 @@
 """Half a sweep of alternating dual minimisation, for LANES blocks at once.
 
 Scores and duals are int32, in an array [row, column, lane]: lane l of every vector belongs to one block, so that one
-instruction works on LANES blocks and nothing is ever moved between lanes. Integers, because a minimum or a maximum of
-int32 costs half of what it costs in float32 (measured: 17 against 30 ns for half a sweep of a 16 x 16 block), and
-because they make the proof of optimality exact.
+instruction works on LANES blocks and nothing moves between lanes. Integers, because a minimum or a maximum of int32
+costs half of one of float32 (half a sweep of a 16 x 16 block takes 17 ns against 30), and because they make the proof
+of optimality exact.
 
-For a line (a row, or a column) let x_j = score_j - other_j, and let hi and lo be the N-th and the (N+1)-th largest. The
-bound is least for any dual of this line in [lo, hi]. The new dual is
+For a line (a row or a column) let x_j = score_j - other_j, and let hi and lo be the N-th and the (N+1)-th largest. The
+bound is minimal for any dual of this line in [lo, hi]. The new dual is
 
     middle + RELAXATION * (middle - old),    middle = (hi + lo) / 2
 
 where RELAXATION depends on M, and is 3/4 where the floor is 0. Going beyond the middle, as successive over-relaxation
 does, cuts the mean number of half sweeps from 17 to 13 for 8:16 and from 37 to 22 for 16:32 (Gaussian blocks). A line
 is *settled* at a dual strictly between lo and hi: thresholding there keeps exactly N. Every lane has a floor under its
-duals; a line is also settled at the floor when lo <= floor. A floor of 0 is what "at_most" asks for, a floor of
--LARGEST_DUAL is none.
+duals; a line is also settled at the floor when lo <= floor. "at_most" asks for a floor of 0; a floor of -LARGEST_DUAL
+is out of reach.
 """
 
 # mypy: ignore-errors
@@ -60,8 +60,8 @@ def relaxation_shifts(m):
 def floored_shifts(m):
     """Return the right shifts that raise the over-relaxation to 3/4 where the floor is 0.
 
-    Half of all nearly rank-one blocks of 8:16 under "at_most" need 38 half sweeps then, instead of 83; nine in ten need
-    64, instead of more than 400. Other blocks need a few more.
+    The median nearly rank-one block of 8:16 under "at_most" then needs 38 half sweeps instead of 83; nine in ten need
+    up to 64, instead of more than 400. Other blocks need a few more.
     """
     for largest_m, shifts in ((5, (1, 2)), (10, (1, 3)), (20, (1,)), (40, (2, 3))):
         if m <= largest_m:

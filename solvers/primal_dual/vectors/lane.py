@@ -1,7 +1,7 @@
 """Move one block between the caller's memory and one lane of the blocks in flight.
 
-A row of a block is one vector of M entries here; in flight, where every lane is another block, it is M entries that
-stand LANES apart. Scores are scaled by a power of two, capped at CAP, and rounded up to an integer q. Below the cap
+Here a row of a block is one vector of M entries; in flight, where every lane is another block, it is M entries LANES
+apart. Scores are scaled by a power of two, capped at CAP, and rounded up to an integer q. Below the cap
 q - 1 < scaled score <= q, so that only zero becomes 0.
 """
 

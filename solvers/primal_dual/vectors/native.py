@@ -1,9 +1,9 @@
 """Machine code for one pattern: vector kernels generated as LLVM IR, and called by compiled kernels through a table.
 
-numba takes seconds to compile a kernel. What depends on the pattern, a few small functions on vectors of a fixed
-length, is generated as LLVM IR instead, compiled in a fraction of a second and kept on disk, and kernels that serve all
-patterns call it by address. Each such function has a twin in Python, which says what it does, and which runs where
-numba compiles nothing.
+numba takes seconds to compile a kernel. So what depends on the pattern, a few small functions on vectors of a fixed
+length, is generated as LLVM IR, compiled in a fraction of a second and kept on disk; kernels that serve all patterns
+call it by address. Each such function has a twin in Python, which says what it does, and which runs when numba compiles
+nothing.
 
 The table of a pattern is an int64 array: the address of each function at its place in FUNCTIONS, then N, M and the size
 of a weight in bytes, for the twins.
