@@ -1,119 +1,62 @@
-"""The table of solvers; importing it, or listing it, imports none of them.
+"""The solvers: ``from transmask.solvers import Greedy`` loads that one; importing or listing loads none of them.
 
-``from transmask.solvers import Greedy`` loads that one solver.
+Map of the folder, for whoever writes the next solver:
+
+    _table.py       one row a built-in solver, from which everything else is made: add yours here
+    _base.py        `Solver`, the contract: what to implement and what may be relied on
+    <name>.py       one solver a file: method, guarantee, cost and when not to use it; greedy.py is a short one to copy
+    _*_kernels.py   numba kernels, and nothing else, of the solvers beside them
+    _jit.py         how kernels are compiled and cached
+    primal_dual/    the exact engine behind "auto", with a map of its own
+    _plugins.py     solvers that other packages offer by an entry point
+
+`transmask.testing.assert_solver_contract` holds a solver to the contract; ``tests/test_solver_contract.py`` runs it on
+every row of the table.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InvalidTypeError, unknown_choice
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
-from ._base import Solver, SolverInfo
+from ._base import Solver
+from ._plugins import load_plugin, plugin_names, plugin_solvers
+from ._table import TABLE, SolverInfo, exact_solvers
 
-if TYPE_CHECKING:
-    from .entropic import Entropic
-    from .enumeration import Enumeration
-    from .greedy import Greedy
-    from .milp import Milp
-    from .min_cost_flow import MinCostFlow
-    from .network_simplex import NetworkSimplex
-    from .primal_dual import PrimalDual
-    from .two_approximation import TwoApproximation
+__all__ = ["Solver", "SolverInfo", "as_solver", "choose_solver", "exact_solvers", "list_solvers"]
 
-__all__ = [
-    "Entropic",
-    "Enumeration",
-    "Greedy",
-    "Milp",
-    "MinCostFlow",
-    "NetworkSimplex",
-    "PrimalDual",
-    "Solver",
-    "SolverInfo",
-    "TwoApproximation",
-    "as_solver",
-    "choose_solver",
-    "exact_solvers",
-    "list_solvers",
-]
-
-BOTH: tuple[Constraint, ...] = ("exactly", "at_most")
-
-TABLE = {
-    info.name: info
-    for info in (
-        SolverInfo(
-            "primal_dual", "PrimalDual", "exact", BOTH, 64, "numba",
-            "Bertsekas 1998, Network Optimization, chapters 3 and 6; Hubara et al. 2021, section 3, for the flow",
-        ),
-        SolverInfo(
-            "enumeration", "Enumeration", "exact", BOTH, 8, "numpy",
-            "Hu et al. 2024, Accelerating Transformer Pre-training with 2:4 Sparsity, section 5.1",
-        ),
-        SolverInfo(
-            "min_cost_flow", "MinCostFlow", "exact", BOTH, None, "ortools",
-            "Hubara et al. 2021, Accelerated Sparse Neural Training, section 3; Goldberg 1997, cost scaling",
-        ),
-        SolverInfo(
-            "network_simplex", "NetworkSimplex", "exact", BOTH, None, "networkx",
-            "Hubara et al. 2021, Accelerated Sparse Neural Training, section 3",
-        ),
-        SolverInfo(
-            "milp", "Milp", "exact", BOTH, None, "scipy",
-            "Hubara et al. 2021, Accelerated Sparse Neural Training, integer program; Huangfu and Hall 2018, HiGHS",
-        ),
-        SolverInfo(
-            "greedy", "Greedy", "kept >= 1/2 optimum", BOTH, None, "numba",
-            "Avis 1983, A survey of heuristics for the weighted matching problem; Hubara et al. 2021, published code",
-        ),
-        SolverInfo(
-            "two_approximation", "TwoApproximation", "pruned <= 2 x optimum", BOTH, None, "numba",
-            "Hubara et al. 2021, Accelerated Sparse Neural Training, 2-approximation algorithm",
-        ),
-        SolverInfo(
-            "entropic", "Entropic", "none", BOTH, None, "numba",
-            "Meng et al. 2025, TSENOR: Highly-Efficient Algorithm for Finding Transposable N:M Sparse Masks",
-        ),
-    )
-}  # fmt: skip
+# The classes come from the table. Type checkers see them as Any here; `from transmask.solvers.greedy import Greedy`
+# is typed.
+__all__ += [info.class_name for info in TABLE.values()]
+__all__.sort()
 
 
 def list_solvers() -> tuple[SolverInfo, ...]:
     """List every solver: name, guarantee, constraints, largest M, package it needs, reference.
 
-    Imports nothing.
+    The built-in ones come first, and are not imported. Then come those of other packages, which are.
 
     Returns
     -------
     tuple of SolverInfo
+
+    Warns
+    -----
+    RuntimeWarning
+        If a third-party solver cannot be used, once for each; it is left out.
 
     Examples
     --------
     >>> [info.name for info in list_solvers() if info.guarantee == "exact"]
     ['primal_dual', 'enumeration', 'min_cost_flow', 'network_simplex', 'milp']
     """
-    return tuple(TABLE.values())
-
-
-def exact_solvers(pattern: Pattern, constraint: Constraint) -> list[str]:
-    """List the names of the exact solvers that take `pattern` under `constraint`.
-
-    Examples
-    --------
-    >>> exact_solvers(Pattern(8, 16), "exactly")
-    ['primal_dual', 'min_cost_flow', 'network_simplex', 'milp']
-    """
-    return [
-        info.name
-        for info in TABLE.values()
-        if info.guarantee == "exact" and constraint in info.constraints and pattern.m <= (info.max_m or pattern.m)
-    ]
+    return (*TABLE.values(), *(solver.info for solver in plugin_solvers().values()))
 
 
 def choose_solver(pattern: PatternLike, constraint: str = "exactly") -> str:
-    """Return the name of the solver that ``solver="auto"`` stands for.
+    """Return the name of the solver that ``solver="auto"`` stands for; always a built-in, exact one.
 
     Parameters
     ----------
@@ -127,7 +70,7 @@ def choose_solver(pattern: PatternLike, constraint: str = "exactly") -> str:
     Raises
     ------
     InvalidArgumentError
-        If `pattern` or `constraint` is none.
+        If `pattern` is not a pattern or `constraint` not a constraint.
 
     Examples
     --------
@@ -144,7 +87,8 @@ def as_solver(solver: str | Solver, pattern: Pattern, constraint: Constraint) ->
     Raises
     ------
     InvalidArgumentError
-        If no solver has that name; the message lists them, with the closest one.
+        If no solver has that name, in which case the message lists them with the closest one; or if a third-party
+        solver of that name cannot be used.
     InvalidTypeError
         If `solver` is neither a name nor an instance.
     """
@@ -154,9 +98,12 @@ def as_solver(solver: str | Solver, pattern: Pattern, constraint: Constraint) ->
         hint = " Make an instance of it." if isinstance(solver, type) and issubclass(solver, Solver) else ""
         raise InvalidTypeError(f"`solver` must be a name or an instance of Solver, got {solver!r}.{hint}")
     name = choose_solver(pattern, constraint) if solver == "auto" else solver
-    if name not in TABLE:
-        raise unknown_choice("solver", solver, ["auto", *TABLE])
-    instance: Solver = getattr(import_module(f".{name}", __name__), TABLE[name].class_name)()
+    if name in TABLE:
+        instance: Solver = getattr(import_module(f".{name}", __name__), TABLE[name].class_name)()
+    elif name in plugin_names():
+        instance = load_plugin(name)()
+    else:
+        raise unknown_choice("solver", solver, ["auto", *TABLE, *plugin_solvers()])
     return instance
 
 

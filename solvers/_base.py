@@ -5,16 +5,34 @@ A solver chooses, on each M x M block of non-negative scores S, the 0/1 matrix X
     maximise   sum_ij S[i, j] X[i, j]
     subject to every row sum and every column sum == N   ("exactly")  or  <= N   ("at_most")
 
-To add one: write ``solvers/<name>.py`` with a subclass of `Solver` that implements `solve_scores`, and add a row to the
-table in ``solvers/__init__.py``. The public functions have validated everything by the time a solver is called, and
-handle N = 0 and N = M themselves.
+The public functions have validated everything by the time a solver is called, and handle N = 0 and N = M themselves.
+What is left to promise: the mask is feasible, as good as `SolverInfo.guarantee` says, and a function of the block, the
+pattern and the constraint alone, whatever the batch and the number of threads; scaling a block by a power of two does
+not change it. `transmask.testing.assert_solver_contract` checks all of this.
+
+A solver in this folder is a row in ``_table.py`` and a file ``<name>.py`` with a subclass of `Solver` that implements
+`solve_scores`.
+
+A solver in a package of your own is the same subclass, with its row as the class attribute ``info``,
+
+    class MySolver(Solver):
+        info = SolverInfo("my_solver", "MySolver", "none", ("exactly", "at_most"), None, "numpy", "unpublished")
+
+        def solve_scores(self, scores, pattern, constraint): ...
+
+and an entry point of the same name in the package's pyproject.toml:
+
+    [project.entry-points."transmask.solvers"]
+    my_solver = "my_package:MySolver"
+
+Once installed it stands in `list_solvers`, ``solver="my_solver"``, the command line and the benchmarks. ``MySolver()``
+must work without arguments. Import heavy packages inside its methods, because listing solvers imports the module.
+"auto" never picks a third-party solver. One that cannot be used is left out with a RuntimeWarning; see `_plugins`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -23,42 +41,9 @@ from ..blocks import Array, Blocks, score_dtype
 from ..errors import UnsupportedPatternError
 from ..pattern import Constraint, Pattern
 from ..threads import run_parallel
+from ._table import SolverInfo, exact_solvers
 
-__all__ = ["Guarantee", "Solver", "SolverInfo", "scale_blocks"]
-
-Guarantee: TypeAlias = Literal["exact", "kept >= 1/2 optimum", "pruned <= 2 x optimum", "none"]
-"""What is proven of a solver's masks: the optimum, a factor on the kept or on the pruned weight, or nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class SolverInfo:
-    """A row of the table of solvers.
-
-    Attributes
-    ----------
-    name : str
-        What `solver=` takes; also the name of the module.
-    class_name : str
-        The class in that module.
-    guarantee : str
-        What is proven of the masks for "at_most"; the module's docstring says what holds for "exactly".
-    constraints : tuple of str
-        The constraints it answers.
-    max_m : int or None
-        Largest block side it takes, None if there is no limit.
-    needs : str
-        The package that does the work.
-    reference : str
-        Where the method was published.
-    """
-
-    name: str
-    class_name: str
-    guarantee: Guarantee
-    constraints: tuple[Constraint, ...]
-    max_m: int | None
-    needs: str
-    reference: str
+__all__ = ["Solver", "scale_blocks"]
 
 
 class Solver(ABC):
@@ -87,6 +72,12 @@ class Solver(ABC):
         ------
         UnsupportedPatternError
         """
+        if constraint not in self.info.constraints:
+            raise UnsupportedPatternError(
+                f"`solver` {self.info.name!r} must be given the constraint "
+                f"{' or '.join(map(repr, self.info.constraints))}, got {constraint!r}. "
+                f"{self._alternatives(pattern, constraint)}"
+            )
         if self.info.max_m is not None and pattern.m > self.info.max_m:
             raise UnsupportedPatternError(
                 f"`solver` {self.info.name!r} must be given a pattern with M of at most {self.info.max_m}, "
@@ -95,8 +86,6 @@ class Solver(ABC):
 
     def _alternatives(self, pattern: Pattern, constraint: Constraint) -> str:
         """Name the other exact solvers that take this pattern."""
-        from . import exact_solvers
-
         others = [name for name in exact_solvers(pattern, constraint) if name != self.info.name]
         return f"Use one of {', '.join(map(repr, others))}."
 

@@ -25,7 +25,7 @@ from ._jit import kernel
 
 __all__ = ["transport_plans"]
 
-LANES = 1 if getattr(numba.config, "DISABLE_JIT") else 16  # noqa: B009 - set at run time, unknown to mypy
+PLAN_LANES = 1 if getattr(numba.config, "DISABLE_JIT") else 16  # noqa: B009 - set at run time, unknown to mypy
 SAFE_EXPONENT = 150.0  # of the factors of rows and of columns each: their product with exp(700) or exp(-700) is a float
 LARGEST_EXPONENT = 400.0  # Z above exp(400) stays above 1 until the next renewal, and is not told from it
 TINY = 1e-300  # sums start with it: a line of "at_most" whose entries all underflow is scaled up as far as it may be
@@ -54,20 +54,20 @@ def transport_plans(scores, n, tau, iterations, at_most):
     """
     count, m, _ = scores.shape
     plans = np.empty((count, m, m), np.float64)
-    exponents = np.zeros((m, m, LANES), np.float64)
-    z = np.empty((m, m, LANES), np.float64)
-    p = np.empty((m, LANES), np.float64)
-    sums = np.empty(LANES, np.float64)
-    column_sums = np.empty((m, LANES), np.float64)
-    log_rows = np.empty((m, LANES), np.float64)
-    log_columns = np.empty((m, LANES), np.float64)
-    rows = np.empty((m, LANES), np.float64)
-    columns = np.empty((m, LANES), np.float64)
-    row_caps = np.full((m, LANES), np.inf)
-    column_caps = np.full((m, LANES), np.inf)
+    exponents = np.zeros((m, m, PLAN_LANES), np.float64)
+    z = np.empty((m, m, PLAN_LANES), np.float64)
+    p = np.empty((m, PLAN_LANES), np.float64)
+    sums = np.empty(PLAN_LANES, np.float64)
+    column_sums = np.empty((m, PLAN_LANES), np.float64)
+    log_rows = np.empty((m, PLAN_LANES), np.float64)
+    log_columns = np.empty((m, PLAN_LANES), np.float64)
+    rows = np.empty((m, PLAN_LANES), np.float64)
+    columns = np.empty((m, PLAN_LANES), np.float64)
+    row_caps = np.full((m, PLAN_LANES), np.inf)
+    column_caps = np.full((m, PLAN_LANES), np.inf)
     renewal = max(1, int(SAFE_EXPONENT / math.log(max(m, 2))))
-    for first in range(0, count, LANES):
-        in_use = min(LANES, count - first)
+    for first in range(0, count, PLAN_LANES):
+        in_use = min(PLAN_LANES, count - first)
         for lane in range(in_use):
             largest = np.float64(scores[first + lane].max())
             for i in range(m):
@@ -125,14 +125,14 @@ def _renew(exponents, log_rows, log_columns, rows, columns, z):
     """Take the factors into the logarithms, set them to 1, and compute Z anew."""
     m = exponents.shape[0]
     for line in range(m):
-        for lane in range(LANES):
+        for lane in range(PLAN_LANES):
             log_rows[line, lane] += math.log(rows[line, lane])
             log_columns[line, lane] += math.log(columns[line, lane])
             rows[line, lane] = 1.0
             columns[line, lane] = 1.0
     for i in range(m):
         for j in range(m):
-            for lane in range(LANES):
+            for lane in range(PLAN_LANES):
                 exponent = exponents[i, j, lane] + log_rows[i, lane] + log_columns[j, lane]
                 z[i, j, lane] = math.exp(min(exponent, LARGEST_EXPONENT))
 
@@ -141,14 +141,14 @@ def _renew(exponents, log_rows, log_columns, rows, columns, z):
 def _cap(logarithms, caps):
     """Bound the factors, so that the logarithms they are taken into stay at or below 0."""
     for line in range(caps.shape[0]):
-        for lane in range(LANES):
+        for lane in range(PLAN_LANES):
             caps[line, lane] = math.exp(min(-logarithms[line, lane], SAFE_EXPONENT))
 
 
 @kernel
 def _project(z, n, rows, columns, row_caps, column_caps, p, sums, column_sums):
     """One round: clip, scale the rows, scale the columns."""
-    m, _, lanes = z.shape  # not LANES: the compiler would unroll the short loops instead of vectorising them
+    m, _, lanes = z.shape  # not PLAN_LANES: the compiler would unroll the short loops instead of vectorising them
     column_sums[:] = TINY
     for i in range(m):
         sums[:] = TINY

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from ._jit import kernel
-from ._rank_kernels import LANES
+from ._rank_kernels import RANKED_LANES
 
 __all__ = ["defer_acceptance", "heavy_to_light"]
 
@@ -60,22 +60,22 @@ def defer_acceptance(row_ranks, column_ranks, n):
 
     Parameters
     ----------
-    row_ranks, column_ranks : ndarray of uint8, shape (G, M, M, LANES)
+    row_ranks, column_ranks : ndarray of uint8, shape (G, M, M, RANKED_LANES)
         See `rank_lines`.
     n : int
         Room of every line, 1 <= n < M.
 
     Returns
     -------
-    ndarray of bool, shape (G, M, M, LANES)
+    ndarray of bool, shape (G, M, M, RANKED_LANES)
     """
     groups, m = row_ranks.shape[:2]
     kept = np.empty(row_ranks.shape, np.bool_)
-    reach = np.empty((m, LANES), np.uint8)
-    bar = np.empty((m, LANES), np.uint8)
-    row_kept = np.empty((m, LANES), np.uint8)
-    column_kept = np.empty((m, LANES), np.uint8)
-    old = np.empty(LANES, np.uint8)
+    reach = np.empty((m, RANKED_LANES), np.uint8)
+    bar = np.empty((m, RANKED_LANES), np.uint8)
+    row_kept = np.empty((m, RANKED_LANES), np.uint8)
+    column_kept = np.empty((m, RANKED_LANES), np.uint8)
+    old = np.empty(RANKED_LANES, np.uint8)
     for group in range(groups):
         row_rank, column_rank = row_ranks[group], column_ranks[group]
         reach[:] = n - 1
@@ -84,7 +84,7 @@ def defer_acceptance(row_ranks, column_ranks, n):
         column_kept[:] = 0
         for i in range(m):
             for j in range(m):
-                for lane in range(LANES):
+                for lane in range(RANKED_LANES):
                     column_kept[j, lane] += row_rank[i, j, lane] < n
         changed = True
         while changed:
@@ -92,7 +92,7 @@ def defer_acceptance(row_ranks, column_ranks, n):
             changed |= _propose(row_rank, column_rank, n, reach, bar, row_kept, column_kept, old)
         for i in range(m):
             for j in range(m):
-                for lane in range(LANES):
+                for lane in range(RANKED_LANES):
                     proposed = row_rank[i, j, lane] <= reach[i, lane]
                     kept[group, i, j, lane] = proposed & (column_rank[i, j, lane] <= bar[j, lane])
     return kept
@@ -105,7 +105,7 @@ def _reject(row_rank, column_rank, n, reach, bar, row_kept, column_kept, old_bar
     any_change = False
     for j in range(m):
         change = np.uint8(0)
-        for lane in range(LANES):
+        for lane in range(RANKED_LANES):
             excess = np.uint8(max(column_kept[j, lane], np.uint8(n)) - np.uint8(n))
             old_bar[lane] = bar[j, lane]
             bar[j, lane] -= excess
@@ -114,7 +114,7 @@ def _reject(row_rank, column_rank, n, reach, bar, row_kept, column_kept, old_bar
             continue
         any_change = True
         for i in range(m):
-            for lane in range(LANES):
+            for lane in range(RANKED_LANES):
                 rank = column_rank[i, j, lane]
                 rejected = (row_rank[i, j, lane] <= reach[i, lane]) & (rank <= old_bar[lane]) & (rank > bar[j, lane])
                 row_kept[i, lane] -= rejected
@@ -129,7 +129,7 @@ def _propose(row_rank, column_rank, n, reach, bar, row_kept, column_kept, old_re
     any_change = False
     for i in range(m):
         change = np.uint8(0)
-        for lane in range(LANES):
+        for lane in range(RANKED_LANES):
             lacking = np.uint8(np.uint8(n) - row_kept[i, lane])
             old_reach[lane] = reach[i, lane]
             step = min(lacking, np.uint8(np.uint8(m - 1) - reach[i, lane]))
@@ -139,7 +139,7 @@ def _propose(row_rank, column_rank, n, reach, bar, row_kept, column_kept, old_re
             continue
         any_change = True
         for j in range(m):
-            for lane in range(LANES):
+            for lane in range(RANKED_LANES):
                 rank = row_rank[i, j, lane]
                 proposed = (rank > old_reach[lane]) & (rank <= reach[i, lane])
                 accepted = proposed & (column_rank[i, j, lane] <= bar[j, lane])

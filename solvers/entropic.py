@@ -37,10 +37,10 @@ from numpy.typing import NDArray
 from ..blocks import Array
 from ..errors import InvalidArgumentError, InvalidTypeError
 from ..pattern import Constraint, Pattern
-from . import TABLE
 from ._base import Solver
 from ._completion_kernels import add_and_swap
 from ._entropic_kernels import transport_plans
+from ._table import TABLE
 from .greedy import greedy_masks
 
 __all__ = ["Entropic"]

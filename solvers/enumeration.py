@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from ..blocks import Array
 from ..errors import UnsupportedPatternError
 from ..pattern import Constraint, Pattern
-from . import TABLE
 from ._base import Solver, scale_blocks
+from ._table import TABLE
 
 __all__ = ["Enumeration"]
 

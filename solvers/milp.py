@@ -40,8 +40,8 @@ from scipy.sparse import csc_array, eye_array, kron, vstack
 from ..blocks import Array
 from ..errors import SolverError
 from ..pattern import Constraint, Pattern
-from . import TABLE
 from ._base import Solver, scale_blocks
+from ._table import TABLE
 
 __all__ = ["Milp"]
 

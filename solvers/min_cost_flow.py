@@ -36,8 +36,8 @@ from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
 from ..blocks import Array, Blocks
 from ..errors import SolverError
 from ..pattern import Constraint, Pattern
-from . import TABLE
 from ._base import Solver, scale_blocks
+from ._table import TABLE
 
 __all__ = ["MinCostFlow"]
 

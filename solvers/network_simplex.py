@@ -38,8 +38,8 @@ from numpy.typing import NDArray
 from ..blocks import Array, Blocks
 from ..errors import SolverError
 from ..pattern import Constraint, Pattern
-from . import TABLE
 from ._base import Solver
+from ._table import TABLE
 
 __all__ = ["NetworkSimplex"]
 

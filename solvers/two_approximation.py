@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 
 from ..blocks import Array
 from ..pattern import Constraint, Pattern
-from . import TABLE
 from ._base import Solver
 from ._completion_kernels import add_and_swap
 from ._rank_kernels import MAX_RANKED_M, from_lanes, rank_lines
+from ._table import TABLE
 
 __all__ = ["TwoApproximation", "published_masks"]
 

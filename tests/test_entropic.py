@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 
 import transmask as tm
 from transmask.solvers import Entropic
-from transmask.solvers._entropic_kernels import LANES, transport_plans
+from transmask.solvers._entropic_kernels import PLAN_LANES, transport_plans
 from transmask.solvers.greedy import greedy_masks
 
 compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
@@ -50,7 +50,7 @@ def test_the_plan_is_that_of_the_textbook(family, n, m, constraint):
 
 @compiled
 def test_the_plan_of_larger_blocks_is_that_of_the_textbook(constraint):
-    scores = families.gaussian(np.random.default_rng(0), LANES + 1, 32)
+    scores = families.gaussian(np.random.default_rng(0), PLAN_LANES + 1, 32)
     expected = np.exp(textbook_dykstra(scores, 16, 100.0, 300, constraint))
     assert np.allclose(plan(scores, 16, 100.0, 300, constraint), expected, rtol=0, atol=1e-11)
 

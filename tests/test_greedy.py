@@ -9,7 +9,7 @@ import pytest
 import transmask as tm
 from transmask.solvers import Greedy
 from transmask.solvers._greedy_kernels import heavy_to_light
-from transmask.solvers._rank_kernels import LANES, MAX_RANKED_M
+from transmask.solvers._rank_kernels import MAX_RANKED_M, RANKED_LANES
 from transmask.solvers.greedy import greedy_masks
 from transmask.solvers.two_approximation import published_masks
 
@@ -40,7 +40,7 @@ def test_the_largest_ranked_blocks_and_the_smallest_sorted_ones(n, m):
             assert np.array_equal(mask, naive.greedy_mask(block, n))
 
 
-@pytest.mark.parametrize("count", [0, 1, LANES - 1, LANES, LANES + 1, 3 * LANES + 7])
+@pytest.mark.parametrize("count", [0, 1, RANKED_LANES - 1, RANKED_LANES, RANKED_LANES + 1, 3 * RANKED_LANES + 7])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_any_number_of_blocks_fills_the_lanes(count, dtype):
     rng = np.random.default_rng(count)

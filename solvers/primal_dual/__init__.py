@@ -68,10 +68,11 @@ from numpy.typing import NDArray
 from ...blocks import Array, Blocks, score_dtype
 from ...pattern import Constraint, Pattern
 from ...threads import run_parallel
-from .. import TABLE
 from .._base import Solver
 from .memory import Grid, Problem, ThreadMemory
 from .numbers import LANES, LARGEST_TILE_M
+from .._table import TABLE
+from .grid import TABLE_ROWS
 from .phase1_lanes import solve_span
 from .phase1_tiles import solve_tiles
 from .phase2_ties import settle_ties

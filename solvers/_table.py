@@ -1,0 +1,128 @@
+"""The table of built-in solvers: the ground floor, which every solver imports and which imports no solver.
+
+To add a solver, add its row here and write ``<name>.py`` beside this file; nothing else lists solvers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from ..errors import InvalidArgumentError, InvalidTypeError, unknown_choice
+from ..pattern import Constraint, Pattern, as_constraint
+
+__all__ = ["TABLE", "Guarantee", "SolverInfo", "exact_solvers"]
+
+Guarantee: TypeAlias = Literal["exact", "kept >= 1/2 optimum", "pruned <= 2 x optimum", "none"]
+"""What is proven of a solver's masks: the optimum, a factor on the kept or on the pruned weight, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SolverInfo:
+    """A row of the table of solvers.
+
+    Attributes
+    ----------
+    name : str
+        What `solver=` takes; also the name of the module (built in) or of the entry point (third-party).
+    class_name : str
+        Name of the class.
+    guarantee : str
+        What is proven of the masks for "at_most"; the module's docstring says what holds for "exactly".
+    constraints : tuple of str
+        The constraints it answers.
+    max_m : int or None
+        Largest block side it takes, None if there is no limit.
+    needs : str
+        The package that does the work.
+    reference : str
+        Where the method was published.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidArgumentError
+        If a field cannot be used, so that a third-party solver fails where it is written.
+    """
+
+    name: str
+    class_name: str
+    guarantee: Guarantee
+    constraints: tuple[Constraint, ...]
+    max_m: int | None
+    needs: str
+    reference: str
+
+    def __post_init__(self) -> None:
+        for field in ("name", "class_name", "needs", "reference"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not value.strip():
+                raise InvalidTypeError(f"`{field}` must be a str that is not empty, got {value!r}.")
+        if self.guarantee not in get_args(Guarantee):
+            raise unknown_choice("guarantee", self.guarantee, get_args(Guarantee))
+        if not isinstance(self.constraints, tuple) or not self.constraints:
+            raise InvalidTypeError(f"`constraints` must be a tuple that is not empty, got {self.constraints!r}.")
+        for constraint in self.constraints:
+            as_constraint(constraint)
+        if self.max_m is not None and (isinstance(self.max_m, bool) or not isinstance(self.max_m, int)):
+            raise InvalidTypeError(f"`max_m` must be an int or None, got {self.max_m!r}.")
+        if self.max_m is not None and self.max_m < 1:
+            raise InvalidArgumentError(f"`max_m` must be at least 1, got {self.max_m}.")
+
+
+BOTH: tuple[Constraint, ...] = ("exactly", "at_most")
+
+TABLE = {
+    info.name: info
+    for info in (
+        SolverInfo(
+            "primal_dual", "PrimalDual", "exact", BOTH, 64, "numba",
+            "Bertsekas 1998, Network Optimization, chapters 3 and 6; Hubara et al. 2021, section 3, for the flow",
+        ),
+        SolverInfo(
+            "enumeration", "Enumeration", "exact", BOTH, 8, "numpy",
+            "Hu et al. 2024, Accelerating Transformer Pre-training with 2:4 Sparsity, section 5.1",
+        ),
+        SolverInfo(
+            "min_cost_flow", "MinCostFlow", "exact", BOTH, None, "ortools",
+            "Hubara et al. 2021, Accelerated Sparse Neural Training, section 3; Goldberg 1997, cost scaling",
+        ),
+        SolverInfo(
+            "network_simplex", "NetworkSimplex", "exact", BOTH, None, "networkx",
+            "Hubara et al. 2021, Accelerated Sparse Neural Training, section 3",
+        ),
+        SolverInfo(
+            "milp", "Milp", "exact", BOTH, None, "scipy",
+            "Hubara et al. 2021, Accelerated Sparse Neural Training, integer program; Huangfu and Hall 2018, HiGHS",
+        ),
+        SolverInfo(
+            "greedy", "Greedy", "kept >= 1/2 optimum", BOTH, None, "numba",
+            "Avis 1983, A survey of heuristics for the weighted matching problem; Hubara et al. 2021, published code",
+        ),
+        SolverInfo(
+            "two_approximation", "TwoApproximation", "pruned <= 2 x optimum", BOTH, None, "numba",
+            "Hubara et al. 2021, Accelerated Sparse Neural Training, 2-approximation algorithm",
+        ),
+        SolverInfo(
+            "entropic", "Entropic", "none", BOTH, None, "numba",
+            "Meng et al. 2025, TSENOR: Highly-Efficient Algorithm for Finding Transposable N:M Sparse Masks",
+        ),
+    )
+}  # fmt: skip
+
+
+def exact_solvers(pattern: Pattern, constraint: Constraint) -> list[str]:
+    """List the names of the built-in exact solvers that take `pattern` under `constraint`.
+
+    Error messages suggest these. Third-party solvers are not among them: a message should not import a stranger's code,
+    and their exactness is not proven here.
+
+    Examples
+    --------
+    >>> exact_solvers(Pattern(8, 16), "exactly")
+    ['primal_dual', 'min_cost_flow', 'network_simplex', 'milp']
+    """
+    return [
+        info.name
+        for info in TABLE.values()
+        if info.guarantee == "exact" and constraint in info.constraints and pattern.m <= (info.max_m or pattern.m)
+    ]
