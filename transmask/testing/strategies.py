@@ -1,14 +1,4 @@
-"""Property-test your own masks: hypothesis strategies for weights and patterns, and an assertion.
-
-Needs the extra "test": ``pip install "transmask[test]"``. A property test of a mask function of your own reads
-
-    from hypothesis import given
-    from transmask.testing import assert_transposable, patterns, weights
-
-    @given(weights(), patterns())
-    def test_my_mask(array, pattern):
-        assert_transposable(my_mask(array, pattern.n, pattern.m), pattern)
-"""
+"""Hypothesis strategies for weights, patterns and feasible masks."""
 
 from __future__ import annotations
 
@@ -17,12 +7,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
-from .blocks import Array
-from .check import check_mask
-from .errors import MissingDependencyError
-from .pattern import Pattern, PatternLike
+from ..blocks import Array
+from ..errors import MissingDependencyError
+from ..pattern import Pattern, PatternLike, as_constraint
 
 try:
     from hypothesis import strategies as st
@@ -32,7 +21,7 @@ except ImportError as error:
         '`transmask.testing` must have hypothesis, got an ImportError. Run: pip install "transmask[test]"'
     ) from error
 
-__all__ = ["DTYPES", "assert_transposable", "patterns", "weights"]
+__all__ = ["DTYPES", "masks", "patterns", "weights"]
 
 DTYPES: tuple[DTypeLike, ...] = (
     np.float64, np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.int64, np.uint8, np.bool_,
@@ -152,46 +141,59 @@ LAYOUTS: tuple[Callable[[Array], Array], ...] = (
 )  # fmt: skip
 
 
-def assert_transposable(
-    array: ArrayLike,
-    pattern: PatternLike,
-    *,
-    constraint: str = "at_most",
-    axes: tuple[int, int] = (-2, -1),
-) -> None:
-    """Fail unless a mask, or the entries of weights that are not zero, hold N:M along the rows and along the columns.
+@st.composite
+def masks(
+    draw: st.DrawFn, pattern: PatternLike, *, constraint: str = "exactly", max_blocks: int = 2
+) -> NDArray[np.bool_]:
+    """Draw masks that hold a pattern along rows and columns; each such mask can be drawn.
 
     Parameters
     ----------
-    array : array_like, shape (..., R, C)
-        A mask of bool, True = kept; or weights, of which what is not zero counts as kept.
     pattern : Pattern, str or tuple of two int
         N entries kept of every M.
-    constraint : {"exactly", "at_most"}, default "at_most"
-        "at_most" is what sparse hardware asks for. Weights that hold it "exactly" keep no zero.
-    axes : tuple of two int, default (-2, -1)
-        The axes that form the matrix; every other axis is a batch.
+    constraint : {"exactly", "at_most"}, default "exactly"
+    max_blocks : int, default 2
+        Most blocks along each side.
 
-    Raises
-    ------
-    AssertionError
-        If a group breaks the pattern; the message names the first and counts the others.
-    InvalidTypeError, InvalidArgumentError
-        If an argument cannot be used.
+    Returns
+    -------
+    hypothesis strategy of ndarray of bool, shape (R, C)
+        R and C are multiples of M.
 
     Examples
     --------
-    >>> assert_transposable([[1.5, 0.0], [0.0, -2.0]], "1:2", constraint="exactly")
-    >>> assert_transposable([[True, True], [False, False]], "1:2")
-    Traceback (most recent call last):
-    ...
-    AssertionError: must hold 1:2 'at_most': row 0, columns 0 to 1 keeps 2, more than 1 of 2; 1 of 4 groups break it
+    >>> from hypothesis import find
+    >>> find(masks("1:2", max_blocks=1), lambda mask: not mask[0, 0]).astype(int)
+    array([[0, 1],
+           [1, 0]])
     """
-    values = np.asarray(array)
-    report = check_mask(values if values.dtype == np.bool_ else values != 0, pattern, constraint=constraint, axes=axes)
-    if not report:
-        bad = report.row_violations + report.column_violations
-        raise AssertionError(
-            f"must hold {report.pattern} {report.constraint!r}: {report.first_offender}; "
-            f"{bad} of {report.row_groups + report.column_groups} groups break it"
-        )
+    chosen, limit = Pattern.of(pattern), as_constraint(constraint)
+    rows, columns = draw(st.integers(1, max_blocks)), draw(st.integers(1, max_blocks))
+    block = (_full_block if limit == "exactly" else _block)(chosen)
+    return np.block([[draw(block) for _ in range(columns)] for _ in range(rows)])
+
+
+@st.composite
+def _full_block(draw: st.DrawFn, pattern: Pattern) -> NDArray[np.bool_]:
+    """Start from a circulant and flip 2 x 2 checkerboards, which connect all 0/1 matrices of the same line sums."""
+    n, m = pattern.n, pattern.m
+    line = np.arange(m)
+    rows, columns = draw(st.permutations(range(m))), draw(st.permutations(range(m)))
+    mask: NDArray[np.bool_] = ((line - line[:, None]) % m < n)[rows][:, columns]
+    if m == 1:
+        return mask
+    pair = st.lists(st.integers(0, m - 1), min_size=2, max_size=2, unique=True)
+    for i, j in draw(st.lists(st.tuples(pair, pair), max_size=2 * m)):
+        corners = mask[np.ix_(i, j)]
+        if corners[0, 0] == corners[1, 1] != corners[0, 1] == corners[1, 0]:
+            mask[np.ix_(i, j)] = ~corners
+    return mask
+
+
+@st.composite
+def _block(draw: st.DrawFn, pattern: Pattern) -> NDArray[np.bool_]:
+    """Keep what is drawn, row by row, as long as its row and its column have room."""
+    mask = draw(hnp.arrays(np.bool_, (pattern.m, pattern.m)))
+    for i, j in np.argwhere(mask):
+        mask[i, j] = mask[i, :j].sum() < pattern.n and mask[:i, j].sum() < pattern.n
+    return mask
