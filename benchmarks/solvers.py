@@ -3,9 +3,10 @@
     python -m benchmarks.solvers                                    # run it with nothing else on the machine
     python -m benchmarks.solvers --json docs/benchmark.json --readme
 
-Contenders run in turn, round after round; the best round of each is given. Read the ratios: seconds are the machine's.
-A solver that is too slow for all blocks is timed on the first rows and its time is multiplied up; the table says how
-many blocks it solved. Loss is the kept weight short of the optimum, by the masks it made.
+Contenders run in turn, round after round; the best round of each counts. Read the ratios: seconds are the machine's.
+A solver that is too slow for all blocks is timed on the first rows and its time multiplied up; the table says how many
+blocks it solved. Loss is the kept weight that the masks fall short of the optimum. Solvers of other packages that are
+installed compete too; `--readme` writes the built-in ones.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ from benchmarks.timing import best_seconds, machine
 from benchmarks.yardsticks import joint_flow, plain_mask
 from transmask import Pattern, UnsupportedPatternError, list_solvers, solve, transposable_mask
 from transmask.solvers import as_solver
+from transmask.solvers._table import TABLE
 
 PATTERNS = "2:4", "4:8", "8:16", "16:32"
 GROWTH = "2:4", "3:6", "4:8", "6:12", "8:16", "12:24", "16:32", "24:48", "32:64"
 SAMPLE = {"network_simplex": 8, "milp": 16, "entropic": 512, "enumeration": 4096, "min_cost_flow": 512}
 """How many blocks a slow solver is timed on."""
+
+THIRD_PARTY_SAMPLE = 512
+"""How many blocks a solver of another package is timed on: it may be slow."""
 
 OURS = "primal_dual"
 
@@ -67,7 +72,8 @@ def compare(weights: Floats, pattern: Pattern, rounds: int, sample: dict[str, in
             as_solver(info.name, pattern, "exactly").check(pattern, "exactly")
         except UnsupportedPatternError:
             continue
-        part = inputs[info.name] = _first_rows(whole, pattern, sample.get(info.name))
+        limit = sample.get(info.name, None if info.name in TABLE else sample["third party"])
+        part = inputs[info.name] = _first_rows(whole, pattern, limit)
         runs[info.name] = lambda part=part, name=info.name: transposable_mask(part, pattern, solver=name)
     fast = {name: run for name, run in runs.items() if inputs[name].size == whole.size}
     slow = {name: run for name, run in runs.items() if name not in fast}
@@ -203,7 +209,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--readme", action="store_true", help="put the first table into README.md")
     options = parser.parse_args(arguments)
     weights = np.random.default_rng(0).standard_normal((options.rows, options.columns)).astype(np.float32)
-    sample = {name: min(blocks, options.blocks or blocks) for name, blocks in (SAMPLE | {"joint flow": 4000}).items()}
+    limits = SAMPLE | {"joint flow": 4000, "third party": THIRD_PARTY_SAMPLE}
+    sample = {name: min(blocks, options.blocks or blocks) for name, blocks in limits.items()}
     small = max(32, options.rows // 8 // 32 * 32), options.columns
     patterns, rounds = options.patterns, options.rounds
     growth, middle = (GROWTH, "8:16") if patterns == PATTERNS else (patterns, patterns[0])
@@ -228,7 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def readme_section(report: dict[str, Any]) -> str:
     """Return what the README says of the measurements."""
     described = ", ".join(f"{key} {value}" for key, value in report["machine"].items())
-    rows = [{key: value for key, value in row.items() if key != "blocks"} for row in report["solvers"]]
+    foreign = {info.name for info in list_solvers()} - set(TABLE)
+    shown = [row for row in report["solvers"] if row["contender"] not in foreign]
+    rows = [{key: value for key, value in row.items() if key != "blocks"} for row in shown]
     shape = " x ".join(map(str, report["shape"]))
     return (
         f'Best of {report["rounds"]} interleaved rounds on a {shape} float32 Gaussian matrix, "exactly" '

@@ -1,6 +1,7 @@
 """Every registered solver x every property of the contract. A new row in the table of solvers is covered at once.
 
-Optima come from `naive`, in exact arithmetic: brute force for M <= 4, augmenting paths above.
+What a plug-in's author can run is `assert_solver_contract`. The rest compares with optima of `naive`, found in exact
+arithmetic without transmask: brute force for M <= 4, augmenting paths above.
 """
 
 from fractions import Fraction
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import transmask as tm
 from transmask.solvers import as_solver, exact_solvers
-from transmask.testing import assert_transposable, weights
+from transmask.testing import assert_solver_contract, assert_transposable, weights
 
 # Few patterns, because primal_dual compiles for seconds for each; the others' own tests look at more.
 PATTERNS = [(1, 2), (1, 4), (2, 4), (3, 4), (2, 5), (2, 8), (4, 8)]
@@ -74,6 +75,12 @@ def test_the_helper_fails_on_wrong_answers():
         assert_guarantee("kept >= 1/2 optimum", scores, nothing, optimum, "at_most")
     with pytest.raises(AssertionError):
         assert_guarantee("pruned <= 2 x optimum", scores, nothing, optimum, "at_most")
+
+
+@pytest.mark.parametrize("pattern", ["1:2", "2:4", "2:5", "2:8", "4:8", "8:16"])
+def test_the_contract_that_ships(solver, pattern, constraint):
+    if answers(solver, *map(int, pattern.split(":")), constraint):
+        assert_solver_contract(solver, patterns=[pattern], constraints=[constraint], seed=9)
 
 
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
@@ -175,50 +182,6 @@ def test_any_weights(name, array, size, data):
         assert optimum * (1 - ROUNDING) <= naive.kept_value(scores, mask) <= optimum
 
 
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (2, 8), (8, 16)])
-def test_transposing_the_block_transposes_the_value(exact_solver, n, m, constraint):
-    if not answers(exact_solver, n, m, constraint):
-        return
-    for family in (families.gaussian, families.int4, families.better_with_fewer):
-        scores = family(np.random.default_rng(9), 2, m).astype(np.float64)
-        mask = tm.transposable_mask(scores, (n, m), constraint=constraint, solver=exact_solver)
-        turned = tm.transposable_mask(scores.swapaxes(1, 2), (n, m), constraint=constraint, solver=exact_solver)
-        assert_same_value(scores, mask, turned.swapaxes(1, 2))
-
-
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8)])
-def test_permuting_lines_keeps_the_value(exact_solver, n, m, constraint):
-    if not answers(exact_solver, n, m, constraint):
-        return
-    rng = np.random.default_rng(11)
-    for family in (families.gaussian, families.int4, families.six_hundred_decades):
-        scores = family(rng, 2, m)
-        rows, columns = rng.permutation(m), rng.permutation(m)
-        moved = scores[:, rows][:, :, columns]
-        mask = tm.transposable_mask(scores, (n, m), constraint=constraint, solver=exact_solver)
-        moved_mask = tm.transposable_mask(moved, (n, m), constraint=constraint, solver=exact_solver)
-        assert_same_value(moved, moved_mask, mask[:, rows][:, :, columns])
-
-
-def assert_same_value(scores, mask, other):
-    for block, block_mask, block_other in zip(scores, mask, other, strict=True):
-        kept, other_kept = naive.kept_value(block, block_mask), naive.kept_value(block, block_other)
-        assert abs(kept - other_kept) <= ROUNDING * max(kept, other_kept)
-
-
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8)])
-@pytest.mark.parametrize("exponent", [-900, -30, 1, 40, 800])
-def test_powers_of_two_and_signs_change_nothing(solver, n, m, exponent, constraint):
-    if not answers(solver, n, m, constraint):
-        return
-    for family in (families.gaussian, families.int4, families.tenths):
-        scores = family(np.random.default_rng(13), 3, m).astype(np.float64)
-        signs = np.random.default_rng(1).choice([-1.0, 1.0], scores.shape)
-        mask = tm.transposable_mask(scores, (n, m), constraint=constraint, solver=solver)
-        scaled = tm.transposable_mask(np.ldexp(signs * scores, exponent), (n, m), constraint=constraint, solver=solver)
-        assert np.array_equal(mask, scaled)
-
-
 @pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (4, 8)])
 def test_the_complement_of_an_optimal_mask_is_optimal_for_the_complement(exact_solver, n, m):
     if not (answers(exact_solver, n, m, "exactly") and answers(exact_solver, m - n, m, "exactly")):
@@ -237,24 +200,6 @@ def mixed_matrix(m):
     kinds = (families.gaussian, families.constant, families.int4, families.tenths, families.half_zeros, families.band)
     rows = [np.concatenate(list(kind(rng, 4, m).astype(np.float64)), axis=1) for kind in kinds]
     return np.concatenate(rows, axis=0)[:, : 4 * m - 1]
-
-
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 8)])
-def test_a_block_alone_is_the_block_in_any_batch_at_any_thread_count(solver, n, m, constraint):
-    if not answers(solver, n, m, constraint):
-        return
-    matrix = mixed_matrix(m)
-    options = {"constraint": constraint, "solver": solver}
-    mask = tm.transposable_mask(matrix, (n, m), **options, threads=1)
-    for threads in (2, 5):
-        assert np.array_equal(mask, tm.transposable_mask(matrix, (n, m), **options, threads=threads))
-    for row in range(0, 6 * m, m):
-        for column in range(0, 4 * m, m):
-            part = slice(row, row + m), slice(column, column + m)
-            assert np.array_equal(mask[part], tm.transposable_mask(matrix[part], (n, m), **options)), part
-    stack = np.stack([matrix[::-1].reshape(2, 3 * m, -1)] * 2)
-    upside_down = tm.transposable_mask(matrix[::-1], (n, m), **options)
-    assert np.array_equal(tm.transposable_mask(stack, (n, m), **options)[1].reshape(matrix.shape), upside_down)
 
 
 @pytest.mark.parametrize("entries", [1, 48, 1000])

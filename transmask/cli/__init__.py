@@ -14,7 +14,17 @@ from typing import Annotated
 import typer
 
 from ..errors import TransmaskError
-from ._output import INTERRUPTED, READER_GONE, WRONG_USE, drop, flush, print_error, print_line, streams
+from ._output import (
+    INTERRUPTED,
+    READER_GONE,
+    WRONG_USE,
+    drop,
+    flush,
+    print_error,
+    print_line,
+    streams,
+    warnings_as_lines,
+)
 from .check import check
 from .compare import compare
 from .demo import demo
@@ -72,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         0 done, 1 a check failed, 2 wrong use or input that cannot be used, 130 interrupted, 141 a help text that was
         not read to its end.
     """
-    with streams():
+    with streams(), warnings_as_lines():
         return _run(arguments)
 
 

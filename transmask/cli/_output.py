@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ __all__ = [
     "seconds",
     "shape",
     "streams",
+    "warnings_as_lines",
 ]
 
 _UNFOLDED = 24
@@ -137,6 +139,18 @@ def streams() -> Iterator[None]:
         for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
             if stream is None:
                 stack.enter_context(redirect(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+        yield
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Show a warning as one line on stderr, without the line of source that raised it."""
+
+    def show(message: Warning | str, *_: object) -> None:
+        print_note(f"transmask: warning: {' '.join(str(message).split())}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
         yield
 
 

@@ -89,7 +89,7 @@ def check_masks_are_feasible(case: Case) -> None:
         if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (1, *block.shape):
             got = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else repr(mask)
             case.fail("`solve_scores` must return bool of the scores' shape", f"got {got}", kind, block)
-        report = check_mask(mask, case.pattern, constraint=case.constraint)
+        report = check_mask(mask[0], case.pattern, constraint=case.constraint)
         if not report:
             case.fail("a mask must be feasible", f"{report.first_offender} in\n{mask[0].astype(int)}", kind, block)
     with suppress(UnsupportedPatternError):
@@ -155,7 +155,8 @@ def check_transposing_transposes_the_value(case: Case) -> None:
 
 def check_permuting_keeps_the_value(case: Case) -> None:
     """Require an exact solver to keep as much of a block whose rows and columns are permuted."""
-    rows, columns = case.rng().permutation(case.pattern.m), case.rng().permutation(case.pattern.m)
+    rng = case.rng()
+    rows, columns = rng.permutation(case.pattern.m), rng.permutation(case.pattern.m)
     _check_value_under(case, "permuting rows and columns must keep the value", lambda block: block[rows][:, columns])
 
 
