@@ -146,7 +146,14 @@ def streams() -> Iterator[None]:
 def warnings_as_lines() -> Iterator[None]:
     """Show a warning as one line on stderr, without the line of source that raised it."""
 
-    def show(message: Warning | str, *_: object) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         print_note(f"transmask: warning: {' '.join(str(message).split())}")
 
     with warnings.catch_warnings():
