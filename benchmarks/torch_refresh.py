@@ -91,7 +91,7 @@ def original(model: nn.Module, name: str) -> torch.Tensor:
 
 
 def refresh_seconds(snapshots: list[Weights], pattern: str, solver: object) -> float:
-    """Return the least that a refresh of all masks took."""
+    """Return the shortest time a refresh of all masks took."""
     model = make_model()
     controller = sparsify(model, pattern, solver=solver)
     seconds = []

@@ -1,4 +1,4 @@
-"""What the solvers are held against: a plain N:M mask by numpy, a copy, and OR-Tools on large joint networks."""
+"""What the solvers are measured against: a plain N:M mask by numpy, a copy, and OR-Tools on large joint networks."""
 
 from __future__ import annotations
 

@@ -147,7 +147,7 @@ def _cap(logarithms, caps):
 
 @kernel
 def _project(z, n, rows, columns, row_caps, column_caps, p, sums, column_sums):
-    """One round: clip, scale the rows, scale the columns."""
+    """Run one round: clip, scale the rows, scale the columns."""
     m, _, lanes = z.shape  # not PLAN_LANES: the compiler would unroll the short loops instead of vectorising them
     column_sums[:] = TINY
     for i in range(m):

@@ -1,11 +1,11 @@
 """Keep entries from heavy to light while their row and their column have room.
 
-`heavy_to_light` is that, word by word: sort and walk. `defer_acceptance` finds the same mask without sorting the block.
+`heavy_to_light` does just that: sort and walk. `defer_acceptance` finds the same mask without sorting the block.
 Rows and columns of a block agree on which of two entries is better, so that the greedy mask is the only stable one in
 the sense of Gale and Shapley 1962, and their deferred acceptance finds it: every row proposes its N best entries, every
 column that gets more than N proposals rejects the worst for good, a row proposes its next best entry for each rejected
 one, and so on until nobody rejects. It needs no more than the ranks in the lines, one byte each, and many blocks do it
-side by side; a block that is done is not changed by further rounds.
+side by side; further rounds leave a finished block as it is.
 """
 
 # mypy: allow-untyped-defs

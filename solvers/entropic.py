@@ -1,4 +1,4 @@
-"""The entropic peer: a transport plan by Dykstra's projections, rounded greedily.
+"""The entropic method, for comparison: a transport plan by Dykstra's projections, rounded greedily.
 
 Method
     The mask is relaxed to a plan P with entries between 0 and 1, and an entropy is added that makes the best one easy
@@ -8,11 +8,11 @@ Method
         subject to 0 <= P <= 1 and every row sum and every column sum == N   ("exactly")  or  <= N   ("at_most")
 
     Dykstra's algorithm projects exp(tau S / max(S)) onto one constraint after the other (`_entropic_kernels`, on
-    logarithms where it matters). The plan is rounded by keeping its entries from large to small while row and column
+    logarithms where range matters). The plan is rounded by keeping its entries from large to small while row and column
     have room, as `greedy` does with scores, and what has room left is swapped full (`_completion_kernels`).
     For "at_most" the projections scale lines down to N and never up, and only swaps that gain are made.
 Guarantee
-    None but that the mask is feasible. As tau grows the plan tends to an optimal mask, but needs more iterations.
+    Only that the mask is feasible. As tau grows the plan tends to an optimal mask, but needs more iterations.
 Ties
     As in `greedy`: of equal entries of the plan the one with the smaller index is kept first.
 Cost
@@ -57,7 +57,7 @@ class Entropic(Solver):
         Rounds of projections, at least 1. A plan that has converged is not changed by more of them.
     local_search_steps : int, default 10
         Swaps with a gain that a block may make after rounding, at least 0. Under "exactly" swaps go on until every line
-        is full, whatever this says.
+        is full, whatever this limit says.
 
     Raises
     ------

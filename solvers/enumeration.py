@@ -13,7 +13,7 @@ Cost
     (number of masks) * M^2 multiplications and as many comparisons a block: 0.2 us at 2:4 "exactly", 5 us at 2:4
     "at_most", 60 us at 3:4 "at_most", whose 41503 masks are the most that M = 4 has. Up to 32 MB a thread.
 When not to use it
-    On a whole model: primal_dual is faster. With more than some 10^4 masks min_cost_flow is, too, and more than 10^5
+    On a whole model: primal_dual is faster. With more than about 10^4 masks so is min_cost_flow, and more than 10^5
     are refused: 3:6 has 297200.
 
 References

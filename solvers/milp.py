@@ -15,9 +15,9 @@ Guarantee
     is M * M * 1e-7 / 2**29 of what the optimum keeps: 1e-14 at M = 8, 8e-13 at M = 64. Without that factor, scores of
     about 1 were answered wrongly in the eighth digit.
 Ties
-    Whichever optimum HiGHS comes to; it depends on nothing but the block.
+    Whichever optimum HiGHS finds; it depends on the block alone.
 Cost
-    About 2, 2, 3 and 10 ms for a Gaussian block with M = 4, 8, 16, 32, much of it to set HiGHS up. Threads help.
+    About 2, 2, 3 and 10 ms for a Gaussian block with M = 4, 8, 16, 32, much of it spent setting HiGHS up. Threads help.
 When not to use it
     Without side constraints: min_cost_flow is 10 to 100 times faster and has no tolerance. To add them, override
     `Milp.constraints`.

@@ -10,13 +10,13 @@ Guarantee
     smaller than the largest by a factor of up to 2**28 is not rounded at all if it is float32; the rest loses at most
     min(N, M - N) * M / 2**b of what the optimum keeps: less than 5e-13 up to M = 64, less than 4e-12 at M = 128.
 Ties
-    Whichever optimum OR-Tools comes to; it depends on nothing but the block (see `flow_network`).
+    Whichever optimum OR-Tools finds; it depends on the block alone (see `flow_network`).
 Cost
     About 10, 24, 79, 330 and 1300 us for a Gaussian block with M = 4, 8, 16, 32, 64, on one core. OR-Tools holds the
     interpreter's lock while it solves, so one thread does all the work.
 When not to use it
-    Up to M = 64 primal_dual is far faster, and for M <= 4 enumeration is too. This one takes any M, compiles nothing,
-    and shares no code with them, which makes it the one to hold them against.
+    Up to M = 64 primal_dual is far faster, and for M <= 4 so is enumeration. This one takes any M, compiles nothing,
+    and shares no code with them, which makes it the one to check them against.
 
 References
 ----------
@@ -42,8 +42,8 @@ from ._table import TABLE
 __all__ = ["MinCostFlow"]
 
 # OR-Tools multiplies costs by the number of nodes + 1, and its potentials reach a few times the largest product. Where
-# they would leave int64 it stops with BAD_COST_RANGE. Products of up to 2**60 made none of the blocks do so that were
-# built for long augmenting paths (bands, triangles, outer products, 0/1; M = 2 to 128); products of 2**61 made some.
+# they would leave int64 it stops with BAD_COST_RANGE. On blocks built for long augmenting paths (bands, triangles,
+# outer products, 0/1; M = 2 to 128) products of up to 2**60 never did that, and products of 2**61 sometimes did.
 PRODUCT_BITS = 60
 
 

@@ -8,18 +8,18 @@ Method
         column j -> sink        capacity N, cost 0
         source -> sink          capacity N * M, cost 0         only for "at_most": what need not be kept
 
-    Their code sends M * M / 2 units, which is right for N = M / 2 alone, and hands networkx floating-point costs, with
-    which its simplex may never end: its documentation asks for integers. Here they are Python integers.
+    Their code sends M * M / 2 units, which is right only for N = M / 2, and hands networkx floating-point costs, with
+    which its simplex may never end: its documentation asks for integers. Here costs are Python integers.
 Guarantee
     Exact without any rounding: a float64 is an integer times a power of two, so all scores of a block times one power
     of two are integers, as long as they need to be. Flows with integer capacities have integral optima.
 Ties
-    Whichever optimum networkx comes to; it depends on nothing but the block.
+    Whichever optimum networkx finds; it depends on the block alone.
 Cost
     About 0.5, 1.4, 5.6 and 24 ms for a Gaussian block with M = 4, 8, 16, 32. Pure Python: one thread does all the work.
 When not to use it
-    On a whole model: min_cost_flow solves the same problem 30 to 60 times faster. It is here to be read, and to be
-    held against the others.
+    On a whole model: min_cost_flow solves the same problem 30 to 60 times faster. It is here to be read, and to
+    check the others.
 
 References
 ----------

@@ -26,8 +26,8 @@ def assert_solver_contract(
     The masks are feasible; the weights are left untouched; no mask keeps more than the proven bound, or less than the
     solver's declared guarantee (an exact one agrees with the certificate and with another solver, also on transposed
     and permuted blocks); scaling by a power of two and signs change no mask; a block alone gets the mask it gets in any
-    batch and with any number of threads; no block at all, and M = 1, are no problem. Among the blocks are some of equal
-    entries, of zeros, of one huge entry, of 1e-300 to 1e300, and of denormals.
+    batch and with any number of threads; arrays without a block, and M = 1, work. Some blocks have equal entries,
+    zeros, one huge entry, entries from 1e-300 to 1e300, or denormals.
 
     Parameters
     ----------
