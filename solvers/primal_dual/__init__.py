@@ -69,10 +69,9 @@ from ...blocks import Array, Blocks, score_dtype
 from ...pattern import Constraint, Pattern
 from ...threads import run_parallel
 from .._base import Solver
+from .._table import TABLE
 from .memory import Grid, Problem, ThreadMemory
 from .numbers import LANES, LARGEST_TILE_M
-from .._table import TABLE
-from .grid import TABLE_ROWS
 from .phase1_lanes import solve_span
 from .phase1_tiles import solve_tiles
 from .phase2_ties import settle_ties
