@@ -11,9 +11,13 @@ import pytest
 import transmask as tm
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are in the repository only")
+pytestmark = [
+    pytest.mark.surface,
+    pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are in the repository only"),
+]
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_small_size_and_writes_json(tmp_path):
     report = tmp_path / "report.json"
     command = "-m benchmarks.solvers --rows 16 --columns 16 --rounds 1 --blocks 2 --patterns 2:4 --json"

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from checkpoint_files import write_safetensors, write_sharded
 
+pytestmark = [pytest.mark.surface, pytest.mark.slow]
+
 LARGEST = 1 << 20
 N_TENSORS = 16
 

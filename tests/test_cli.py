@@ -17,6 +17,8 @@ from transmask.checkpoint import read_masks
 from transmask.cli import main
 from transmask.data import DIGITS
 
+pytestmark = pytest.mark.surface
+
 COMMAND = [sys.executable, "-m", "transmask"]
 PRUNE = ["prune", "m.safetensors", "-o", "new.safetensors", "-p", "2:4"]
 
@@ -206,6 +208,7 @@ def test_compare_measures_every_solver(model):
             assert best * (1 - row["gap"]) <= row["kept_fraction"] * (1 + 1e-12)
 
 
+@pytest.mark.slow
 def test_compare_leaves_out_what_cannot_and_draws(model):
     pytest.importorskip("matplotlib")
     done = succeeds(
@@ -396,6 +399,7 @@ def test_a_long_name_is_folded_where_the_terminal_is_narrow(tmp_path):
     assert name in "".join(line.split(" ")[0] for line in table.splitlines()[1:8])
 
 
+@pytest.mark.slow
 def test_same_input_same_output_in_two_processes(model):
     for name in ("1", "2"):
         succeeds("prune", "m.safetensors", "-o", f"{name}.safetensors", "-p", "2:4", "--threads", name, cwd=model)

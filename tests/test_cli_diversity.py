@@ -18,6 +18,8 @@ from safetensors.numpy import save_file
 import transmask as tm
 from transmask.checkpoint import write_masks
 
+pytestmark = pytest.mark.surface
+
 CHECKOUT = Path(__file__).parents[1]
 PAGE = CHECKOUT / "docs" / "mask-diversity.md"
 
@@ -46,6 +48,7 @@ def refresh():
     return module
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_its_commands_and_examples_print():
     text = PAGE.read_text(encoding="utf-8")
     assert text.count("$ transmask diversity 2:4 4:8 --shape 8x8\n") == 1
@@ -75,6 +78,7 @@ def test_links_and_files_of_the_page_exist():
     assert "examples/draw_pictures.py" in text
 
 
+@pytest.mark.slow
 def test_the_pictures_of_the_page_can_be_drawn_again(tmp_path):
     pytest.importorskip("matplotlib")
     script = CHECKOUT / "examples" / "draw_pictures.py"
@@ -119,6 +123,7 @@ def test_structures_of_one_density_are_shown_once(tmp_path):
     assert [row["structure"] for row in found] == ["unstructured 0.5", "channels 0.5"]
 
 
+@pytest.mark.slow
 def test_the_plot_is_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     text = output(tmp_path, "diversity", "2:4", "4:8", "--plot", "out.png")

@@ -10,10 +10,9 @@ from transmask.cli._progress import TensorProgress
 from transmask.solvers.enumeration import Enumeration
 from transmask.solvers.greedy import Greedy
 
+pytestmark = pytest.mark.surface
+
 NAME = "model.language_model.layers.17.self_attention.query_key_value_projection.weight"
-
-
-compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 
 
 class Terminal(io.StringIO):
@@ -69,7 +68,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
     assert max(map(len, re.split(r"[\r\n]", shown))) <= 80
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize(("solvers", "said"), [([Enumeration()], 0), ([Enumeration(), Greedy()], 1)])
 def test_compiling_is_told_once(capsys, solvers, said):
     with TensorProgress(1, 1, solvers) as progress:
@@ -81,7 +80,7 @@ def test_compiling_is_told_once(capsys, solvers, said):
     assert capsys.readouterr().err == ""
 
 
-@compiled
+@pytest.mark.compiled
 def test_the_bar_shows_the_tensor_again_when_all_is_compiled(monkeypatch):
     on_a_terminal(monkeypatch)
     with TensorProgress(1, 1, [Greedy()]) as progress:

@@ -10,6 +10,8 @@ from checkpoint_files import write_safetensors
 import transmask as tm
 from transmask.checkpoint import read_masks
 
+pytestmark = pytest.mark.surface
+
 NAMES = [f"layers.{i}.weight" for i in range(3)]
 
 

@@ -10,6 +10,8 @@ from checkpoint_files import files_in, write_safetensors
 
 from transmask.cli import main
 
+pytestmark = pytest.mark.surface
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

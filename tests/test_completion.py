@@ -2,13 +2,11 @@
 
 import families
 import naive
-import numba
 import numpy as np
 import pytest
 
 from transmask.solvers._completion_kernels import add_and_swap
 
-compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
 PATTERNS = [(1, 2), (1, 3), (2, 3), (2, 4), (3, 4), (2, 5), (4, 7), (6, 7), (4, 8), (7, 9)]
 
 
@@ -75,7 +73,10 @@ def test_the_rule_is_followed_to_the_letter_ties_included(n, m, make_masks):
                 assert np.array_equal(answer, naive_completion(block, mask, n, min(max_swaps, m * m), with_loss))
 
 
-LARGE = [pytest.param(n, m, marks=compiled) for n, m in ((15, 16), (16, 32), (1, 64), (32, 64), (63, 64), (3, 70))]
+LARGE = [
+    pytest.param(n, m, marks=pytest.mark.compiled)
+    for n, m in ((15, 16), (16, 32), (1, 64), (32, 64), (63, 64), (3, 70))
+]
 
 
 @pytest.mark.parametrize(("n", "m"), [*PATTERNS, *LARGE])
@@ -104,7 +105,7 @@ def test_additions_only_add_until_nothing_is_free(n, m, make_masks):
 
 
 @pytest.mark.parametrize(
-    ("n", "m"), [(2, 3), (3, 4), (2, 5), (4, 7), (6, 7), (4, 8), pytest.param(8, 16, marks=compiled)]
+    ("n", "m"), [(2, 3), (3, 4), (2, 5), (4, 7), (6, 7), (4, 8), pytest.param(8, 16, marks=pytest.mark.compiled)]
 )
 def test_a_swap_loses_at_most_what_is_proven(n, m):
     rng = np.random.default_rng(n)

@@ -15,6 +15,8 @@ from transmask.data import DIGITS, DIGITS_HELD_OUT
 from transmask.data.digits import load_held_out, load_network, predict
 from transmask.demo import Demo, draw_block
 
+pytestmark = pytest.mark.surface
+
 
 def metadata(path):
     with safe_open(path, framework="numpy") as file:
@@ -83,6 +85,7 @@ def test_files_tell_where_they_come_from_and_stay_small():
     assert DIGITS.stat().st_size + DIGITS_HELD_OUT.stat().st_size < 400_000
 
 
+@pytest.mark.slow
 def test_the_held_out_images_were_never_shown():
     sklearn = pytest.importorskip("sklearn.model_selection")
     from sklearn.datasets import load_digits

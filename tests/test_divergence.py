@@ -202,6 +202,7 @@ def test_a_tracker_refuses_other_layers_shapes_and_times_and_records_nothing():
     assert tracker.update({"a": np.eye(4)}).step == 6
 
 
+@pytest.mark.torch
 def test_torch_tensors_are_masks_too():
     torch = pytest.importorskip("torch")
     before, after = torch.eye(4), torch.ones(4, 4, dtype=torch.bool)

@@ -12,6 +12,8 @@ import pytest
 
 import transmask
 
+pytestmark = [pytest.mark.surface, pytest.mark.torch]
+
 EXTRAS = {"transmask.torch": "torch", "transmask.plotting": "matplotlib"}
 
 

@@ -4,7 +4,6 @@ from itertools import pairwise
 
 import families
 import naive
-import numba
 import numpy as np
 import pytest
 from scipy.special import logsumexp
@@ -13,8 +12,6 @@ import transmask as tm
 from transmask.solvers import Entropic
 from transmask.solvers._entropic_kernels import PLAN_LANES, transport_plans
 from transmask.solvers.greedy import greedy_masks
-
-compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
 
 
 def textbook_dykstra(scores, n, tau, rounds, constraint):
@@ -48,7 +45,7 @@ def test_the_plan_is_that_of_the_textbook(family, n, m, constraint):
         assert np.allclose(plan(scores, n, tau, rounds, constraint), expected, rtol=0, atol=1e-15 * max(tau, 1e4)), tau
 
 
-@compiled
+@pytest.mark.compiled
 def test_the_plan_of_larger_blocks_is_that_of_the_textbook(constraint):
     scores = families.gaussian(np.random.default_rng(0), PLAN_LANES + 1, 32)
     expected = np.exp(textbook_dykstra(scores, 16, 100.0, 300, constraint))
@@ -62,7 +59,7 @@ def test_factors_that_would_leave_the_range_of_floats(constraint):
     assert np.allclose(plan(scores, 7, 1e4, 1500, constraint), expected, rtol=0, atol=1e-10)
 
 
-@compiled
+@pytest.mark.compiled
 def test_a_converged_plan_holds_its_constraints_and_is_optimal_for_them(constraint):
     """Where 0 < P < 1, log P - tau S is a sum of a row and a column number, at or below 0 for "at_most"."""
     scores = families.gaussian(np.random.default_rng(1), 4, 6)
@@ -83,7 +80,7 @@ def test_a_converged_plan_holds_its_constraints_and_is_optimal_for_them(constrai
         assert np.allclose(lines @ logarithms, left, rtol=0, atol=1e-9)
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize(("n", "m", "loss"), [(2, 4, 2e-4), (4, 8, 2e-3), (8, 16, 3e-3)])
 def test_rounding_loses_what_the_peer_was_measured_to_lose(n, m, loss):
     """0.00 %, 0.12 % and 0.19 % after 300 rounds with tau = 100, before anything is repaired; then less."""
@@ -96,7 +93,7 @@ def test_rounding_loses_what_the_peer_was_measured_to_lose(n, m, loss):
     assert -1e-12 <= completed <= lost <= loss
 
 
-@compiled
+@pytest.mark.compiled
 def test_more_rounds_and_less_entropy_lose_less():
     scores = families.gaussian(np.random.default_rng(3), 200, 8)
     kept = [
@@ -106,7 +103,7 @@ def test_more_rounds_and_less_entropy_lose_less():
     assert kept[0] < kept[1] < kept[2]
 
 
-@compiled
+@pytest.mark.compiled
 def test_swaps_that_gain_are_made_for_at_most_as_many_as_asked_for():
     scores = families.gaussian(np.random.default_rng(4), 100, 16)
     masks = [

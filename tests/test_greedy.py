@@ -2,7 +2,6 @@
 
 import families
 import naive
-import numba
 import numpy as np
 import pytest
 
@@ -12,8 +11,6 @@ from transmask.solvers._greedy_kernels import heavy_to_light
 from transmask.solvers._rank_kernels import MAX_RANKED_M, RANKED_LANES
 from transmask.solvers.greedy import greedy_masks
 from transmask.solvers.two_approximation import published_masks
-
-compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
 
 PATTERNS = [(1, 2), (1, 3), (2, 3), (2, 4), (2, 5), (3, 7), (4, 8), (7, 8), (5, 13), (8, 16), (1, 17)]
 
@@ -29,7 +26,11 @@ def test_at_most_is_the_walk_from_heavy_to_light(family, n, m):
 
 @pytest.mark.parametrize(
     ("n", "m"),
-    [*(pytest.param(n, 64, marks=compiled) for n in (1, 32, 63)), (20, 65), pytest.param(3, 100, marks=compiled)],
+    [
+        *(pytest.param(n, 64, marks=pytest.mark.compiled) for n in (1, 32, 63)),
+        (20, 65),
+        pytest.param(3, 100, marks=pytest.mark.compiled),
+    ],
 )
 def test_the_largest_ranked_blocks_and_the_smallest_sorted_ones(n, m):
     assert MAX_RANKED_M == 64
@@ -50,7 +51,7 @@ def test_any_number_of_blocks_fills_the_lanes(count, dtype):
         assert np.array_equal(greedy_masks(scores, m // 2), heavy_to_light(scores, m // 2))
 
 
-@compiled
+@pytest.mark.compiled
 def test_every_n_of_every_m_up_to_20():
     rng = np.random.default_rng(20)
     for m in range(2, 21):
@@ -101,7 +102,7 @@ SEARCHED = [(1, 3, "at_most"), (1, 4, "at_most"), (2, 4, "at_most")]
 SEARCHED += [(n, m, "exactly") for n, m in ((1, 3), (2, 3), (1, 4), (2, 4), (3, 4), (2, 5))]
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize(("n", "m", "constraint"), SEARCHED)
 def test_no_search_finds_less_than_half(n, m, constraint):
     """Hill climbing towards blocks of small integers on which greedy keeps as little of the optimum as possible."""
@@ -129,7 +130,7 @@ def test_swaps_leave_half_of_the_optimum_on_every_family(family, n, m):
         assert 2 * naive.kept_value(block, block_mask) >= naive.best_value(block, n, "exactly")
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize(("pattern", "loss"), [("2:4", 0.012), ("4:8", 0.010), ("8:16", 0.008)])
 def test_gaussian_blocks_lose_about_one_percent(pattern, loss, constraint):
     scores = families.gaussian(np.random.default_rng(0), 500, tm.Pattern.parse(pattern).m)

@@ -13,6 +13,8 @@ import pytest
 import transmask
 import transmask.solvers
 
+pytestmark = [pytest.mark.surface, pytest.mark.slow]
+
 MODULE = """
 from transmask.solvers._jit import kernel
 

@@ -14,6 +14,8 @@ import pytest
 
 import transmask as tm
 
+pytestmark = [pytest.mark.slow, pytest.mark.many_patterns]
+
 FILE = Path(__file__).with_name("masks_of_0_1_0.json")
 
 EXACT = {"2:4": 3000, "1:4": 2000, "4:8": 2500, "3:7": 1000, "8:16": 1200, "16:32": 300}

@@ -14,7 +14,7 @@ from transmask.solvers.primal_dual.numbers import LANES
 from transmask.solvers.primal_dual.vectors.half_sweep import define_half_sweep, half_sweep
 from transmask.solvers.primal_dual.vectors.native import FUNCTIONS, compile_table
 
-pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
+pytestmark = pytest.mark.compiled
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.surface, pytest.mark.torch]
+
 CHECKOUT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((CHECKOUT / "notebooks").glob("*.ipynb"))
 SMALL = {"01_quickstart": 8, "02_quality_vs_speed": 0.25, "03_mask_diversity": 1, "04_train_and_convert": 4}

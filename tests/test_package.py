@@ -17,6 +17,8 @@ import pytest
 
 import transmask
 
+pytestmark = [pytest.mark.surface, pytest.mark.torch]
+
 CHECKOUT = Path(__file__).parents[1]
 FOLDERS = {"transmask": CHECKOUT / "transmask", "transmask.solvers": CHECKOUT / "solvers"}
 OPTIONAL = {"transmask.torch": "torch", "transmask.plotting": "matplotlib"}
@@ -48,6 +50,11 @@ def installation():
     """What pip installed; an egg-info that a build left in the checkout is none."""
     (found,) = (dist for dist in importlib.metadata.distributions(name="transmask") if dist.read_text("RECORD"))
     return found
+
+
+SHADOWED = """these tests import {}, not what is installed in {}.
+`python -m pytest` puts the current folder first on sys.path, and so does a PYTHONPATH that holds the checkout. \
+Run `pytest`, or make the install editable: pip install -e ".[dev]"."""
 
 
 def is_editable():
@@ -87,7 +94,8 @@ def test_package_data_covers_every_file_that_is_not_python():
 def test_the_installed_package_is_the_one_under_test():
     """An installed wheel must not be shadowed by the checkout: these tests would say nothing about it."""
     expected = CHECKOUT if is_editable() else Path(installation().locate_file(""))
-    assert Path(transmask.__file__).resolve() == (expected / "transmask" / "__init__.py").resolve()
+    imported = Path(transmask.__file__).resolve()
+    assert imported == (expected / "transmask" / "__init__.py").resolve(), SHADOWED.format(imported.parent, expected)
     solvers = Path(importlib.import_module("transmask.solvers").__file__).resolve().parent
     assert solvers == (expected / ("solvers" if is_editable() else "transmask/solvers")).resolve()
 

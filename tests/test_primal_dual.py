@@ -11,9 +11,10 @@ import transmask as tm
 from transmask.blocks import Blocks
 from transmask.solvers import PrimalDual
 
+pytestmark = pytest.mark.many_patterns
+
 GAP = 1e-12
 RESOLUTION = np.finfo(np.float64).smallest_subnormal  # duals of the smallest scores lie between two floats
-compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
 COUNT = 2 if numba.config.DISABLE_JIT else 40  # blocks of each family
 
 
@@ -168,8 +169,8 @@ def test_phase_2_makes_up_for_whatever_phase_1_leaves(limit, n, m, constraint, m
             assert_proven(weights, *solve_alone(weights, n, constraint), n, constraint)
 
 
-@compiled
-@pytest.mark.parametrize("m", [2, 3, 5, 6, 7, 9])
+@pytest.mark.compiled
+@pytest.mark.parametrize("m", [2, 3, *(pytest.param(m, marks=pytest.mark.slow) for m in (5, 6, 7, 9))])
 def test_every_number_kept_of_a_block(m, constraint):
     for n in range(1, m):
         for family in FAMILIES:
@@ -177,8 +178,15 @@ def test_every_number_kept_of_a_block(m, constraint):
             assert_proven(weights, *solve_alone(weights, n, constraint), n, constraint)
 
 
-@compiled
-@pytest.mark.parametrize(("n", "m"), [(1, 17), (16, 32), (31, 33), (20, 40), (32, 64), (63, 64)])
+@pytest.mark.compiled
+@pytest.mark.parametrize(
+    ("n", "m"),
+    [
+        (1, 17),
+        (16, 32),
+        *(pytest.param(n, m, marks=pytest.mark.slow) for n, m in ((31, 33), (20, 40), (32, 64), (63, 64))),
+    ],
+)
 def test_large_blocks(n, m, constraint):
     for family in FAMILIES:
         for weights in draw(family, m, 2):
@@ -196,7 +204,7 @@ def test_what_is_kept_is_the_optimum_in_exact_arithmetic(family, n, m, constrain
             assert optimum * (1 - naive.Fraction(GAP)) <= naive.kept_value(block, block_mask) <= optimum
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize(("n", "m", "total"), [(2, 4, 70_000), (4, 8, 25_000), (8, 16, 5_000)])
 def test_a_hundred_thousand_blocks_against_minimum_cost_flow(n, m, total, constraint):
     """Half of them Gaussian; the rest from every family that another solver can be expected to resolve to 1e-12."""

@@ -14,7 +14,6 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 
@@ -59,7 +58,6 @@ from transmask.solvers.primal_dual.vectors.proof import mark_lanes, relax_lanes,
 from transmask.solvers.primal_dual.vectors.selection_network import selection_network
 from transmask.solvers.primal_dual.vectors.tile import solve_tile
 
-compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 PATTERNS = [(1, 2), (2, 4), (3, 5), (4, 8), (8, 16), (7, 33)]
 SMALL = [(1, 2), (2, 3), (2, 4), (3, 5), (1, 7), (LARGEST_TILE_M // 2, LARGEST_TILE_M)]
 LARGE = [(1, LARGEST_TILE_M + 1), (8, 16), (7, 33)]
@@ -164,7 +162,7 @@ def half_sweep_inputs(rng, m, kind):
     return scores.astype(np.int32), duals.astype(np.int32)
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("kind", ["random", "ties", "extreme", "near"])
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 def test_half_sweep(n, m, kind):
@@ -240,7 +238,7 @@ def test_a_block_that_is_settled_stays_settled(n, m, floor):
     assert seen or m > 8
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "m"), LARGE)
@@ -303,7 +301,7 @@ def test_scores_in_a_lane_are_rounded_up(dtype, weights):
                 assert (q - 1) * denominator < numerator or q == numerator == 0
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("exponent", [-1074, -1073, -1023, -1022, -1001, -1000, -150, -149, -126, 0, 1, 127, 996])
 def test_the_shift_of_scores_at_the_ends_of_the_range(exponent):
     m, places = 9, np.arange(LANES) * 81
@@ -325,7 +323,7 @@ def test_the_shift_of_scores_at_the_ends_of_the_range(exponent):
     assert assert_twins_agree(1, m, np.float64, score_shift, np.zeros(8 * 81, np.uint8), 0, m)[1] == 0
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "m"), SMALL)
@@ -349,7 +347,7 @@ def test_loading_and_quantising_lanes(n, m, dtype, weights):
                 assert scores[i, j, lane] == min(-int(-scaled // 1), CAP)
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize(("n", "m"), SMALL)
 def test_perturbing_lanes(n, m):
     """Each position by its noise times a power of two, the same in a lane, which grows as low bits are free."""
@@ -370,7 +368,7 @@ def test_perturbing_lanes(n, m):
     assert extras == {1, 2, 4, 8, 16, 32}
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize(("n", "m"), SMALL)
 def test_scores_that_lie_decades_apart_are_replaced_by_roots(n, m):
     """Where most would be hidden: then by numbers in the same order, close to the eighth roots."""
@@ -412,7 +410,7 @@ def flows(rng, m, kind):
     return np.where(kept, scores, ~scores)
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("kind", ["random", "ties", "extreme", "near"])
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 def test_marking_lanes(n, m, kind):
@@ -467,7 +465,7 @@ def residual_graph(exact, sides, coarse, dummies):
     return [row[:size] for row in removable[:size]], [row[:size] for row in addable[:size]]
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("kind", ["planted", "ties", "decades"])
 @pytest.mark.parametrize(("n", "m"), [*SMALL, (4, 9), (8, 16)])
 def test_relaxing_lanes(n, m, kind):
@@ -542,7 +540,7 @@ def test_a_column_on_a_cycle_is_found_if_there_is_one(m):
     assert seen == {True, False}
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 def test_storing_the_masks_of_lanes(n, m):
     rng = np.random.default_rng(m)
@@ -583,7 +581,7 @@ def proven(n, m, at_most, blocks, kept):
     return mask.reshape(blocks.shape), u.reshape(LANES, m), v.reshape(LANES, m)
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("at_most", [False, True])
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (4, 8), (7, 8), (1, 9), (8, 16), (20, 33), (32, 64), (63, 64)])
 def test_blocks_are_solved_from_whatever_mask(n, m, at_most):
@@ -617,7 +615,7 @@ def test_blocks_are_solved_from_whatever_mask(n, m, at_most):
         assert np.array_equal(mine[order], other)  # whoever the neighbours are
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("constraint", ["exactly", "at_most"])
 @pytest.mark.parametrize("unit", [2.0**-52, 2.0**-50])
 def test_thousands_of_scores_that_are_rounded_up_lose_less_than_what_counts_as_a_proof(unit, constraint):
@@ -644,7 +642,7 @@ def assert_optimal_by_the_duals(scores, mask, u, v, n, at_most):
         assert reduced >= 0 if mask[i, j] else reduced <= 0
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "m"), SMALL)
@@ -780,6 +778,7 @@ def run_whole(disabled):
     return digest, {name: int(times) for name, times in (way.split(":") for way in reached)}
 
 
+@pytest.mark.slow
 def test_the_whole_solver_gives_the_same_bits_as_plain_python():
     compiled_digest, _ = run_whole("0")
     digest, reached = run_whole("1")
@@ -789,7 +788,7 @@ def test_the_whole_solver_gives_the_same_bits_as_plain_python():
     assert min(reached.values()) >= 5, reached
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "m"), [*LARGE, (16, 32), (33, 64)])
 def test_half_a_sweep_where_the_block_stands(n, m, dtype):
@@ -844,7 +843,7 @@ def test_half_a_sweep_where_the_block_stands(n, m, dtype):
     assert unfilled or n == 1 or m > 32
 
 
-@compiled
+@pytest.mark.compiled
 def test_loading_duals_into_a_lane():
     rng = np.random.default_rng(0)
     for n, m in LARGE:

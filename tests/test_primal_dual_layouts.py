@@ -12,6 +12,8 @@ import pytest
 import transmask as tm
 from transmask.solvers import PrimalDual
 
+pytestmark = pytest.mark.many_patterns
+
 PATTERNS = [(2, 4), (3, 5), (4, 8)]
 DTYPES = [np.float32, np.float64]
 COUNT = 1 if numba.config.DISABLE_JIT else 3  # blocks of each family
@@ -89,7 +91,7 @@ def test_neither_does_it_matter_how_many_stand_side_by_side(n, m, dtype, constra
         assert np.array_equal(solve(matrix, (n, m), constraint, threads=1)[0], wanted)
 
 
-@pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
+@pytest.mark.compiled
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_blocks_whose_scores_span_many_orders_of_magnitude_are_no_exception(n, constraint):
     """What one way resolves, another could round away."""

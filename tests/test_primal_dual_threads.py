@@ -8,13 +8,12 @@ import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import families
-import numba
 import numpy as np
 import pytest
 
 import transmask as tm
 
-compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
+pytestmark = pytest.mark.many_patterns
 
 
 def matrix(m, dtype, columns=23):
@@ -38,7 +37,7 @@ def mask_of(weights, pattern, **options):
     return tm.transposable_mask(weights, pattern, solver="primal_dual", **options).tobytes()
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("pattern", ["2:4", "3:5", "4:8", "8:16"])
 def test_any_number_of_threads_gives_the_same_bits(pattern, dtype, constraint, monkeypatch):
@@ -51,7 +50,7 @@ def test_any_number_of_threads_gives_the_same_bits(pattern, dtype, constraint, m
         assert function(weights, pattern, constraint=constraint) == expected
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("layout", ["C", "F"])
 def test_several_callers_at_once_get_their_own_answers(layout):
     cases = [(matrix(m, dtype).copy(layout), f"{n}:{m}") for n, m in ((2, 4), (4, 8)) for dtype in (np.float32, float)]
@@ -62,7 +61,7 @@ def test_several_callers_at_once_get_their_own_answers(layout):
             assert list(pool.map(lambda case: solve(*case, threads=1), cases * 3)) == expected * 3
 
 
-@compiled
+@pytest.mark.compiled
 def test_the_interpreter_is_not_held():
     """Another thread of Python gets on while one call runs on one thread."""
     weights = np.random.default_rng(0).standard_normal((4096, 1024)).astype(np.float32)
@@ -131,15 +130,17 @@ def run_script(folder, text, **environment):
 
 
 @pytest.mark.parametrize("script", [FIRST_CALLS, FORKS], ids=["first calls at once", "fork"])
+@pytest.mark.slow
 def test_in_a_process_of_its_own(script, tmp_path):
     if script is FORKS and not hasattr(os, "fork"):
         pytest.skip("no fork here")
     assert run_script(tmp_path, script) == ["done"]
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("pattern", ["1:2", "2:4", "4:8", "8:16", "32:64"])
+@pytest.mark.slow
 def test_memory_beyond_input_and_output_is_at_most_2_mb_a_thread(pattern, threads, constraint):
     weights = np.random.default_rng(1).standard_normal((2048, 2048)).astype(np.float32)  # 16 MB
     flat = weights.reshape(int(pattern.split(":")[1]), -1)  # one row of blocks
@@ -170,14 +171,14 @@ print(*(sum(kernel.stats.cache_misses.values()) for kernel in kernels))
 """
 
 
-@compiled
+@pytest.mark.compiled
 def test_a_second_process_compiles_nothing(tmp_path):
     run_script(tmp_path, CACHE, NUMBA_BOUNDSCHECK="0")
     hits_and_misses = run_script(tmp_path, CACHE, NUMBA_BOUNDSCHECK="0")
     assert hits_and_misses == ["1"] * 3 + ["0"] * 3
 
 
-@compiled
+@pytest.mark.compiled
 def test_a_cache_folder_that_cannot_be_written_is_done_without(tmp_path):
     (tmp_path / "in the way").write_text("a file, which stops even the superuser")
     nowhere = str(tmp_path / "in the way" / "cache")

@@ -8,7 +8,6 @@ import itertools
 
 import families
 import naive
-import numba
 import numpy as np
 import pytest
 
@@ -18,7 +17,6 @@ from transmask.solvers import PrimalDual
 
 GAP = 1e-12
 RESOLUTION = 64 * np.finfo(np.float64).smallest_subnormal  # duals of the smallest scores lie between two floats
-compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
 SIZES = range(2, 9)
 DTYPES = [np.float32, np.float64]
 
@@ -169,7 +167,7 @@ def test_the_helper_fails_on_wrong_answers():
         assert_proven(weights, best, u - 1, v + 1, 1, "at_most")
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("m", SIZES)
 def test_every_family_is_proven(m, constraint):
     """By the duals the solver leaves, those of the result, and a certificate that has seen neither."""
@@ -181,7 +179,7 @@ def test_every_family_is_proven(m, constraint):
             assert tm.certify(weights, result.mask, (n, m), constraint=constraint, threads=1).gap <= GAP
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("m", SIZES)
 def test_as_much_is_kept_as_another_solver_keeps(m, constraint):
     for n in patterns(m):
@@ -209,7 +207,7 @@ def test_what_is_kept_is_the_optimum_in_exact_arithmetic(family, constraint):
                 assert optimum * (1 - naive.Fraction(GAP)) <= naive.kept_value(np.abs(weights[0]), mask) <= optimum
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m", SIZES)
 def test_a_block_depends_on_itself_alone(m, dtype, constraint):
@@ -244,7 +242,7 @@ def test_a_block_depends_on_itself_alone(m, dtype, constraint):
             assert np.array_equal(found, wanted[0])
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("m", SIZES)
 def test_powers_of_two_change_no_mask(m, constraint):
     """What is too small for a tile is solved by another stage, which finds the same."""
@@ -261,7 +259,7 @@ def test_powers_of_two_change_no_mask(m, constraint):
                 assert np.array_equal(found[same_stage], np.ldexp(dual, exponent)[same_stage])
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize("sweeps", [0, 1])
 @pytest.mark.parametrize("m", SIZES)
 def test_masks_are_improved_until_they_are_proven(m, sweeps, constraint, monkeypatch):

@@ -17,9 +17,12 @@ import pytest
 import transmask
 from transmask.data import DIGITS
 
+pytestmark = pytest.mark.surface
+
 CHECKOUT = Path(__file__).parents[1]
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+USES_TORCH = re.compile(r"^(import|from) torch\b|transmask\.torch", re.MULTILINE)
 EXAMPLES = [
     (code, BLOCKS[index + 1][1] if BLOCKS[index + 1 : index + 2] and BLOCKS[index + 1][0] == "text" else None)
     for index, (language, code) in enumerate(BLOCKS)
@@ -36,9 +39,13 @@ def sections():
     return module
 
 
-@pytest.mark.parametrize(("code", "printed"), EXAMPLES, ids=range(len(EXAMPLES)))
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    [pytest.param(*example, marks=[pytest.mark.torch] * bool(USES_TORCH.search(example[0]))) for example in EXAMPLES],
+    ids=range(len(EXAMPLES)),
+)
 def test_an_example_prints_what_the_readme_shows(code, printed, tmp_path, monkeypatch):
-    if re.search(r"^(import|from) torch\b|transmask\.torch", code, re.MULTILINE):
+    if USES_TORCH.search(code):
         pytest.importorskip("torch")
     shutil.copy(DIGITS, tmp_path / "model.safetensors")
     monkeypatch.chdir(tmp_path)
@@ -54,6 +61,7 @@ def test_there_is_an_example_with_output():
     assert "the proven gap is 0.000000" in EXAMPLES[0][1]
 
 
+@pytest.mark.slow
 def test_the_commands_for_a_checkpoint_run_in_their_order(tmp_path):
     shutil.copy(DIGITS, tmp_path / "model.safetensors")
     commands = [command for command in COMMANDS if command.startswith("transmask ")]

@@ -4,7 +4,6 @@ from fractions import Fraction
 
 import families
 import naive
-import numba
 import numpy as np
 import pytest
 
@@ -12,8 +11,6 @@ import transmask as tm
 from transmask.solvers import TwoApproximation
 from transmask.solvers.greedy import greedy_masks
 from transmask.solvers.two_approximation import published_masks
-
-compiled = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="takes minutes where nothing is compiled")
 
 PATTERNS = [(1, 2), (1, 3), (2, 3), (2, 4), (3, 5), (3, 7), (4, 8), (7, 8), (8, 16)]
 
@@ -38,7 +35,9 @@ def test_ranks_give_what_the_published_walk_gives(family, n, m):
         assert np.array_equal(mask, light_to_heavy(block, n))
 
 
-@pytest.mark.parametrize(("n", "m"), [*(pytest.param(n, 64, marks=compiled) for n in (3, 63)), (3, 65), (60, 65)])
+@pytest.mark.parametrize(
+    ("n", "m"), [*(pytest.param(n, 64, marks=pytest.mark.compiled) for n in (3, 63)), (3, 65), (60, 65)]
+)
 def test_the_largest_ranked_blocks_and_the_smallest_sorted_ones(n, m):
     rng = np.random.default_rng(m)
     for family in (families.gaussian_float32, families.int4):
@@ -61,7 +60,7 @@ def test_at_most_twice_the_optimum_is_pruned(family, n, m):
         assert pruned(block, mask) <= pruned(block, published) <= 2 * least
 
 
-@compiled
+@pytest.mark.compiled
 @pytest.mark.parametrize(("n", "m"), [(1, 3), (2, 3), (1, 4), (2, 4)])
 def test_no_search_finds_more_than_twice(n, m):
     """Hill climbing towards blocks of small integers on which as much as possible is pruned of what has to be."""

@@ -11,6 +11,8 @@ import transmask as tm
 from transmask.blocks import Blocks
 from transmask.solvers import PrimalDual
 
+pytestmark = pytest.mark.many_patterns
+
 COUNT = 1 if numba.config.DISABLE_JIT else 25  # blocks of each family
 PATTERNS = [(2, 4), (3, 5), (4, 8)] if numba.config.DISABLE_JIT else [(2, 4), (3, 5), (4, 8), (8, 16)]
 
