@@ -1,5 +1,9 @@
 """What all tests share: hypothesis draws the same examples in every run, and its time limit is off."""
 
+import json
+from importlib.metadata import distributions
+from pathlib import Path
+
 import numba
 import pytest
 from hypothesis import HealthCheck, settings
@@ -10,6 +14,28 @@ settings.register_profile(
     "transmask", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("transmask")
+
+
+SHADOWED = """the tests would import {}, not what is installed in {}.
+`python -m pytest` puts the current folder first on sys.path, and so does a PYTHONPATH that holds the checkout.
+Run `pytest`, or make the install editable: pip install -e ".[dev]"."""
+
+
+def shadowed(imported, installed):
+    """Say which package shadows an installed wheel, or return None; an egg-info that a build left is not an install."""
+    for distribution in installed:
+        editable = json.loads(distribution.read_text("direct_url.json") or "{}").get("dir_info", {}).get("editable")
+        folder = Path(distribution.locate_file("transmask")).resolve()
+        if distribution.read_text("RECORD") and not editable and imported != folder:
+            return SHADOWED.format(imported, folder)
+    return None
+
+
+def pytest_configure():
+    """Refuse to test code other than what is installed: half of the tests run it in processes of their own."""
+    problem = shadowed(Path(tm.__file__).resolve().parent, distributions(name="transmask"))
+    if problem:
+        raise pytest.UsageError(problem)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects

@@ -50,6 +50,7 @@ def test_the_yardsticks_make_the_masks_they_are_timed_for(monkeypatch):
     assert np.abs(blocks)[masks].sum(dtype=float) == pytest.approx(kept, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_two_versions_are_timed_in_turn():
     command = [sys.executable, "-m", "benchmarks.versions", sys.executable, sys.executable, "--rounds", "2"]
     small = ["--rows", "256", "--columns", "64", "--only", "2:4, "]

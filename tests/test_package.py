@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import pytest
 
 import transmask
@@ -52,11 +53,6 @@ def installation():
     return found
 
 
-SHADOWED = """these tests import {}, not what is installed in {}.
-`python -m pytest` puts the current folder first on sys.path, and so does a PYTHONPATH that holds the checkout. \
-Run `pytest`, or make the install editable: pip install -e ".[dev]"."""
-
-
 def is_editable():
     text = installation().read_text("direct_url.json") or "{}"
     return json.loads(text).get("dir_info", {}).get("editable", False)
@@ -94,10 +90,25 @@ def test_package_data_covers_every_file_that_is_not_python():
 def test_the_installed_package_is_the_one_under_test():
     """An installed wheel must not be shadowed by the checkout: these tests would say nothing about it."""
     expected = CHECKOUT if is_editable() else Path(installation().locate_file(""))
-    imported = Path(transmask.__file__).resolve()
-    assert imported == (expected / "transmask" / "__init__.py").resolve(), SHADOWED.format(imported.parent, expected)
+    assert Path(transmask.__file__).resolve() == (expected / "transmask" / "__init__.py").resolve()
     solvers = Path(importlib.import_module("transmask.solvers").__file__).resolve().parent
     assert solvers == (expected / ("solvers" if is_editable() else "transmask/solvers")).resolve()
+
+
+class Distribution:
+    def __init__(self, folder, **files):
+        self.locate_file, self.read_text = folder.joinpath, lambda name: files.get(name.replace(".json", ""))
+
+
+def test_a_wheel_that_the_checkout_shadows_is_refused(tmp_path):
+    wheel = Distribution(tmp_path, RECORD="transmask/__init__.py,,")
+    editable = Distribution(tmp_path, RECORD="x.pth,,", direct_url='{"dir_info": {"editable": true}}')
+    left_by_a_build = Distribution(CHECKOUT)
+    assert conftest.shadowed(tmp_path / "transmask", [left_by_a_build, wheel]) is None
+    assert conftest.shadowed(CHECKOUT / "transmask", [left_by_a_build, editable]) is None
+    problem = conftest.shadowed(CHECKOUT / "transmask", [left_by_a_build, wheel])
+    assert problem.startswith(f"the tests would import {CHECKOUT / 'transmask'}, not what is installed in {tmp_path}")
+    assert "Run `pytest`, or make the install editable" in problem
 
 
 def test_the_wheel_holds_every_module_and_all_data():
