@@ -28,14 +28,13 @@ Problems", section 5 (capacities).
 from __future__ import annotations
 
 import math
-import numbers
-import operator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arguments import as_integer, as_number
 from ..blocks import Array
-from ..errors import InvalidArgumentError, InvalidTypeError
+from ..errors import InvalidArgumentError
 from ..pattern import Constraint, Pattern
 from ._base import Solver
 from ._completion_kernels import add_and_swap
@@ -76,13 +75,11 @@ class Entropic(Solver):
     info = TABLE["entropic"]
 
     def __init__(self, *, tau: float = 100.0, max_iterations: int = 300, local_search_steps: int = 10) -> None:
-        if isinstance(tau, bool) or not isinstance(tau, numbers.Real):
-            raise InvalidTypeError(f"`tau` must be a number, got {tau!r}.")
-        if not 0 < tau < math.inf:
+        self.tau: float = as_number(tau, argument="tau")
+        if not 0 < self.tau < math.inf:
             raise InvalidArgumentError(f"`tau` must be positive and finite, got {tau}. 100 suits scores of any size.")
-        self.tau: float = float(tau)
-        self.max_iterations: int = _at_least("max_iterations", max_iterations, 1)
-        self.local_search_steps: int = _at_least("local_search_steps", local_search_steps, 0)
+        self.max_iterations: int = as_integer(max_iterations, argument="max_iterations", least=1)
+        self.local_search_steps: int = as_integer(local_search_steps, argument="local_search_steps", least=0)
 
     def solve_scores(self, scores: Array, pattern: Pattern, constraint: Constraint) -> NDArray[np.bool_]:
         """Solve a batch of blocks; see `Solver.solve_scores`."""
@@ -90,12 +87,3 @@ class Entropic(Solver):
         mask = greedy_masks(transport_plans(scores, pattern.n, self.tau, self.max_iterations, at_most), pattern.n)
         add_and_swap(scores, mask, pattern.n, self.local_search_steps if at_most else mask.size, not at_most)
         return mask
-
-
-def _at_least(name: str, value: int, least: int) -> int:
-    """Return an option as an int, if it is an integer of at least `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidTypeError(f"`{name}` must be an integer, got {value!r}.")
-    if operator.index(value) < least:
-        raise InvalidArgumentError(f"`{name}` must be at least {least}, got {value}.")
-    return operator.index(value)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import transmask as tm
-from transmask._arguments import as_axes, as_mask, as_weights, matrix_view
+from transmask._arguments import as_axes, as_integer, as_mask, as_weights, matrix_view
 from transmask.testing import weights
 
 EXTENSIONS = [getattr(ml_dtypes, name) for name in dir(ml_dtypes) if name.startswith(("float", "int", "uint"))]
@@ -190,6 +190,7 @@ def test_pairs_of_any_kind(axes):
         ((0, 1, 2), "`axes` must be a pair of integers, got (0, 1, 2)."),
         ("ab", "`axes` must be a pair of integers, got 'ab'."),
         ((0.0, 1), "`axes` must be a pair of integers, got (0.0, 1)."),
+        ((True, False), "`axes` must be a pair of integers, got (True, False)."),
         ((0, 2), "`axes` must lie in [-2, 1], got (0, 2)."),
         ((-3, 0), "`axes` must lie in [-2, 1], got (-3, 0)."),
         ((1, 1), "`axes` must name two different axes, got (1, 1) for an array with 2 axes."),
@@ -211,3 +212,35 @@ def test_masked_entries_and_subclasses_are_plain_arrays():
         matrix = np.asmatrix(np.arange(16.0).reshape(4, 4))
     assert type(tm.transposable_mask(matrix, "2:4")) is np.ndarray
     assert type(tm.solve(np.ma.masked_array(np.ones((4, 4)), np.eye(4)), "2:4").mask) is np.ndarray
+
+
+@pytest.mark.parametrize("value", [3, np.int8(3), np.uint64(3), np.array(3)])
+def test_integers_of_every_type_become_int(value):
+    assert type(as_integer(value, argument="k")) is int
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 3.0, "3", None, np.array([3, 4])])
+def test_what_is_not_an_integer_is_refused_with_its_remedy(value):
+    with pytest.raises(tm.InvalidTypeError) as raised:
+        as_integer(value, argument="k", remedy="Leave it out.")
+    assert str(raised.value) == f"`k` must be an integer, got {value!r}. Leave it out."
+
+
+def test_an_integer_may_have_a_least_value():
+    assert as_integer(1, argument="k", least=1) == 1
+    with pytest.raises(tm.InvalidArgumentError, match=r"`k` must be at least 1, got 0\."):
+        as_integer(0, argument="k", least=1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: tm.nm_mask(np.ones((4, 4)), "2:4", axis=True),
+        lambda: tm.NM(2, 4, axis=True),
+        lambda: tm.Channel(0.5, axis=True),
+    ],
+)
+def test_a_bool_is_refused_as_an_axis_in_the_same_words_everywhere(call):
+    with pytest.raises(tm.InvalidTypeError) as raised:
+        call()
+    assert str(raised.value) == "`axis` must be an integer, got True."

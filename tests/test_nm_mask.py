@@ -48,6 +48,7 @@ def test_no_transposable_mask_keeps_more(array, pattern):
         (-3, ValueError, "`axis` must lie in [-2, 1], got -3."),
         (0.5, TypeError, "`axis` must be an integer, got 0.5."),
         (None, TypeError, "`axis` must be an integer, got None."),
+        (True, TypeError, "`axis` must be an integer, got True."),
     ],
 )
 def test_what_is_no_axis(axis, error, text):

@@ -71,9 +71,9 @@ def test_patterns_are_values():
         ((2, 4, 8), TypeError, "or a pair (n, m), got (2, 4, 8)."),
         (2, TypeError, "or a pair (n, m), got 2."),
         (None, TypeError, "or a pair (n, m), got None."),
-        ((2.0, 4), TypeError, "`n` must be an integer, got 2.0 of type float."),
-        ((2, "4"), TypeError, "`m` must be an integer, got '4' of type str."),
-        ((True, 4), TypeError, "`n` must be an integer, got True of type bool."),
+        ((2.0, 4), TypeError, "`n` must be an integer, got 2.0."),
+        ((2, "4"), TypeError, "`m` must be an integer, got '4'."),
+        ((True, 4), TypeError, "`n` must be an integer, got True."),
     ],
 )
 def test_what_is_no_pattern_is_told_so(value, error, text):
@@ -94,10 +94,10 @@ def test_parse_takes_strings_only():
     [
         ((5, 4), "`n_zeros` must lie in [0, m] = [0, 4], got 5."),
         ((-1, 4), "`n_zeros` must lie in [0, m] = [0, 4], got -1."),
-        (("3", 4), "`n_zeros` must be an integer, got '3' of type str."),
-        ((1.5, 4), "`n_zeros` must be an integer, got 1.5 of type float."),
+        (("3", 4), "`n_zeros` must be an integer, got '3'."),
+        ((1.5, 4), "`n_zeros` must be an integer, got 1.5."),
         ((0, 0), "`m` must be at least 1, got 0."),
-        ((0, "4"), "`m` must be an integer, got '4' of type str."),
+        ((0, "4"), "`m` must be an integer, got '4'."),
     ],
 )
 def test_counts_of_zeros_that_make_no_pattern(arguments, text):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 import time
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._arguments import as_axes, as_weights, matrix_view
+from ._arguments import as_axes, as_axis, as_weights, matrix_view
 from .blocks import Array, Duals, block_grid, constraints_used, cut, empty_duals, score_dtype
 from .certificate import certify_matrices
 from .errors import InvalidArgumentError, InvalidTypeError, UnsupportedPatternError
@@ -298,12 +297,7 @@ def nm_mask(weights: ArrayLike, pattern: PatternLike, *, axis: int = -1) -> NDAr
     array([[ True,  True, False, False]])
     """
     array, chosen = as_weights(weights), Pattern.of(pattern)
-    try:
-        axis = operator.index(axis)
-    except TypeError:
-        raise InvalidTypeError(f"`axis` must be an integer, got {axis!r}.") from None
-    if not -array.ndim <= axis < array.ndim:
-        raise InvalidArgumentError(f"`axis` must lie in [{-array.ndim}, {array.ndim - 1}], got {axis}.")
+    axis = as_axis(axis, array.ndim)
     lines = np.moveaxis(array, axis, -1)
     length = lines.shape[-1]
     m = max(1, min(chosen.m, length))  # one short group needs no room for a long one

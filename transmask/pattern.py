@@ -6,11 +6,11 @@ pruned entries (SparseGPT, Wanda, Hubara et al. 2021) or write M first (apex); t
 
 from __future__ import annotations
 
-import operator
 import re
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from ._arguments import as_integer
 from .errors import InvalidArgumentError, InvalidTypeError, unknown_choice
 
 __all__ = ["Constraint", "Pattern", "PatternLike", "as_constraint"]
@@ -55,12 +55,10 @@ class Pattern:
     m: int
 
     def __post_init__(self) -> None:
-        for name in ("n", "m"):
-            object.__setattr__(self, name, _as_integer(name, getattr(self, name)))
-        if self.m < 1:
-            raise InvalidArgumentError(f"`m` must be at least 1, got {self.m}. It is the group size, 4 in '2:4'.")
-        if self.n < 0:
-            raise InvalidArgumentError(f"`n` must be at least 0, got {self.n}. It counts the entries kept.")
+        group_size = "It is the group size, 4 in '2:4'."
+        object.__setattr__(self, "m", as_integer(self.m, argument="m", least=1, remedy=group_size))
+        kept = "It counts the entries kept."
+        object.__setattr__(self, "n", as_integer(self.n, argument="n", least=0, remedy=kept))
         if self.n > self.m:
             raise InvalidArgumentError(
                 f"`n` must be at most m = {self.m}, got {self.n}. "
@@ -142,7 +140,7 @@ class Pattern:
         '1:4'
         """
         group = cls(0, m)
-        zeros = _as_integer("n_zeros", n_zeros)
+        zeros = as_integer(n_zeros, argument="n_zeros")
         if not 0 <= zeros <= group.m:
             raise InvalidArgumentError(f"`n_zeros` must lie in [0, m] = [0, {group.m}], got {zeros}.")
         return cls(group.m - zeros, group.m)
@@ -206,13 +204,6 @@ class Pattern:
         if isinstance(value, tuple) and len(value) == 2:
             return cls(*value)
         raise InvalidTypeError(f"`pattern` must be a Pattern, a string such as '2:4' or a pair (n, m), got {value!r}.")
-
-
-def _as_integer(name: str, value: object) -> int:
-    """Return `value` as an int, or raise InvalidTypeError; a bool is none."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidTypeError(f"`{name}` must be an integer, got {value!r} of type {type(value).__name__}.")
-    return operator.index(value)
 
 
 PatternLike: TypeAlias = Pattern | str | tuple[int, int]

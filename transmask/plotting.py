@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._arguments import as_mask, as_weights
+from ._arguments import as_integer, as_mask, as_weights
 from .certificate import PROVEN_GAP
 from .errors import InvalidArgumentError, MissingDependencyError
 from .sad_tracker import SADTracker
@@ -84,8 +84,7 @@ def plot_mask(mask: ArrayLike, m: int, ax: Axes | None = None, *, weights: Array
     kept = as_mask(mask)
     if kept.ndim != 2 or kept.size == 0:
         raise InvalidArgumentError(f"`mask` must be one matrix, got shape {kept.shape}. Choose one of a batch.")
-    if m < 1:
-        raise InvalidArgumentError(f"`m` must be at least 1, got {m}.")
+    m = as_integer(m, argument="m", least=1)
     shades = np.ones(kept.shape)
     if weights is not None:
         shades = np.abs(as_weights(weights).astype(np.float64))

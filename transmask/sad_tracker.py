@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ._arguments import as_integer
 from .divergence import LayerDivergence, MaskLike, PackedMask, sparse_architecture_divergence
-from .errors import InvalidArgumentError, InvalidTypeError
+from .errors import InvalidArgumentError
 from .tables import Table
 
 if TYPE_CHECKING:
@@ -108,11 +108,10 @@ class SADTracker:
         last = self.records[-1].step if self.records else None
         if step is None:
             return 0 if last is None else last + 1
-        if isinstance(step, bool) or not hasattr(step, "__index__"):
-            raise InvalidTypeError(f"`step` must be an integer or None, got {step!r}.")
-        if last is not None and step <= last:
-            raise InvalidArgumentError(f"`step` must be larger than {last}, that of the update before, got {step}.")
-        return operator.index(step)
+        time = as_integer(step, argument="step", expected="an integer or None")
+        if last is not None and time <= last:
+            raise InvalidArgumentError(f"`step` must be larger than {last}, that of the update before, got {time}.")
+        return time
 
     def _require_same_layers(self, packed: Mapping[str, PackedMask]) -> None:
         """Raise InvalidArgumentError if layers or shapes are not those of the first update."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Callable, Iterable
 from itertools import chain, islice
 from threading import Lock, Thread
 from typing import TypeVar, cast
 
-from .errors import InvalidArgumentError, InvalidTypeError
+from ._arguments import as_integer
+from .errors import InvalidArgumentError
 
 __all__ = ["ENVIRONMENT_VARIABLE", "resolve_threads", "run_parallel"]
 
@@ -48,11 +48,9 @@ def resolve_threads(threads: int | None) -> int:
     3
     """
     if threads is not None:
-        if isinstance(threads, bool) or not hasattr(threads, "__index__"):
-            raise InvalidTypeError(f"`threads` must be an integer or None, got {threads!r}.")
-        if operator.index(threads) < 1:
-            raise InvalidArgumentError(f"`threads` must be at least 1, got {threads}. Leave it out to use every core.")
-        return min(operator.index(threads), MOST_THREADS)
+        remedy = "Leave it out to use every core."
+        wanted = as_integer(threads, argument="threads", least=1, expected="an integer or None", remedy=remedy)
+        return min(wanted, MOST_THREADS)
     text = os.environ.get(ENVIRONMENT_VARIABLE, "").strip()
     if text:
         if not text.isascii() or not text.isdigit() or int(text) < 1:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arguments import as_weights, matrix_view
+from .._arguments import as_integer, as_weights, matrix_view
 from ..blocks import Array, score_dtype
 from ..errors import InvalidArgumentError
 from ._base import TensorInfo
@@ -36,8 +36,8 @@ def sample_blocks(plan: PrunePlan, n_blocks: int) -> tuple[Array, int]:
 
     Raises
     ------
-    InvalidArgumentError
-        If `n_blocks` is below 1, or a weight of a tensor that is read is NaN or infinite.
+    InvalidTypeError, InvalidArgumentError
+        If `n_blocks` is not an integer of at least 1, or a weight of a tensor that is read is NaN or infinite.
     CheckpointError, OSError
         If the checkpoint cannot be read.
 
@@ -53,8 +53,7 @@ def sample_blocks(plan: PrunePlan, n_blocks: int) -> tuple[Array, int]:
            [[20., 21.],
             [28., 29.]]]), 8)
     """
-    if n_blocks < 1:
-        raise InvalidArgumentError(f"`n_blocks` must be at least 1, got {n_blocks}.")
+    n_blocks = as_integer(n_blocks, argument="n_blocks", least=1)
     m = plan.pattern.m
     tensors = [chosen for chosen in plan.selections if chosen.axes is not None]
     ends = np.cumsum([_count(chosen.tensor, axes, m) for chosen in tensors if (axes := chosen.axes) is not None])

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from .._arguments import as_axes
+from .._arguments import as_axes, as_axis, as_shape
 from ..errors import InvalidArgumentError, InvalidTypeError, unknown_choice
 from .kept_share import Unstructured
 from .mask_count import Integer, MaskCount
 from .nm import NM, Transposable
 from .products import Product
-from .structure import Structure, as_axis, as_shape
+from .structure import Structure
 
 __all__ = ["MaskDiversity", "Method", "mask_diversity"]
 

@@ -6,20 +6,18 @@ They differ only in what a unit is.
 from __future__ import annotations
 
 import math
-import operator
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from fractions import Fraction
-from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arguments import as_axes, matrix_view
+from .._arguments import as_axes, as_axis, as_axis_pair, as_integer, as_number, matrix_view
 from ..blocks import Array, score_dtype
-from ..errors import InvalidArgumentError, InvalidTypeError
+from ..errors import InvalidArgumentError
 from .mask_count import Binomial, MaskCount
-from .structure import Structure, as_axis, as_axis_pair
+from .structure import Structure
 
 __all__ = ["Block", "Channel", "Unstructured"]
 
@@ -34,11 +32,10 @@ def as_density(density: float) -> float:
     InvalidArgumentError
         If it lies outside.
     """
-    if isinstance(density, bool) or not isinstance(density, Real):
-        raise InvalidTypeError(f"`density` must be a number, got {density!r}.")
-    if not 0 <= density <= 1:
+    share = as_number(density, argument="density")
+    if not 0 <= share <= 1:
         raise InvalidArgumentError(f"`density` must lie in [0, 1], got {density}. It is the fraction that is kept.")
-    return float(density)
+    return share
 
 
 def largest(scores: Array, count: int) -> NDArray[np.bool_]:
@@ -160,7 +157,7 @@ class Block(_KeptShare):
 
     def __post_init__(self) -> None:
         try:
-            tile = tuple(operator.index(side) for side in self.shape)
+            tile = tuple(as_integer(side, argument="shape") for side in self.shape)
         except TypeError:
             tile = ()
         if len(tile) != 2 or min(tile) < 1:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arguments import as_axes
+from .._arguments import as_axes, as_axis, as_axis_pair
 from ..blocks import Array
 from ..check import check_mask
 from ..masks import nm_mask, transposable_mask
 from ..pattern import Constraint, Pattern, as_constraint
 from .counting import asymptotic_log2, count_matrices, is_countable, measured_error_log2
 from .mask_count import Binomial, Estimate, Factor, Integer, MaskCount
-from .structure import Structure, as_axis, as_axis_pair
+from .structure import Structure
 
 __all__ = ["NM", "Transposable"]
 

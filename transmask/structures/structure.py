@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,73 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments import as_axes, as_mask, as_weights
+from .._arguments import as_mask, as_shape, as_weights
 from ..blocks import Array
-from ..errors import InvalidArgumentError, InvalidTypeError
 from .mask_count import MaskCount
 
-__all__ = ["Structure", "StructureReport", "as_axis", "as_axis_pair", "as_shape"]
-
-
-def as_shape(shape: Sequence[int], *, argument: str = "shape") -> tuple[int, ...]:
-    """Return `shape` as a tuple of at least two sizes.
-
-    Raises
-    ------
-    InvalidTypeError
-        If it is not a sequence of integers.
-    InvalidArgumentError
-        If it has fewer than two axes or a negative size.
-
-    Examples
-    --------
-    >>> as_shape([8, 8])
-    (8, 8)
-    """
-    try:
-        sizes = tuple(operator.index(size) for size in shape)
-    except TypeError:
-        raise InvalidTypeError(f"`{argument}` must be a sequence of integers such as (8, 8), got {shape!r}.") from None
-    if len(sizes) < 2:
-        raise InvalidArgumentError(
-            f"`{argument}` must have at least 2 axes, got {sizes}. A structure is a set of masks for matrices."
-        )
-    if min(sizes) < 0:
-        raise InvalidArgumentError(f"`{argument}` must hold sizes of at least 0, got {sizes}.")
-    return sizes
-
-
-def as_axis(axis: int, ndim: int | None = None) -> int:
-    """Return `axis`, as a non-negative one if the number of axes is given.
-
-    Raises
-    ------
-    InvalidTypeError
-        If it is not an integer.
-    InvalidArgumentError
-        If there is no such axis.
-    """
-    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
-        raise InvalidTypeError(f"`axis` must be an integer, got {axis!r}.")
-    axis = operator.index(axis)
-    if ndim is None:
-        return axis
-    if not -ndim <= axis < ndim:
-        raise InvalidArgumentError(f"`axis` must lie in [{-ndim}, {ndim - 1}], got {axis}.")
-    return axis % ndim
-
-
-def as_axis_pair(axes: Sequence[int]) -> tuple[int, int]:
-    """Return `axes` as two different integers, negative ones as they are, before any shape is known.
-
-    Raises
-    ------
-    InvalidTypeError, InvalidArgumentError
-        As `as_axes`.
-    """
-    as_axes(axes, 64)  # numpy's limit
-    first, second = (operator.index(axis) for axis in axes)
-    return first, second
+__all__ = ["Structure", "StructureReport"]
 
 
 @dataclass(frozen=True, slots=True)

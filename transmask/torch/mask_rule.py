@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from .. import masks
-from .._arguments import as_weights, matrix_view
-from .._tensors import is_tensor
+from .._arguments import as_weights, is_tensor, matrix_view
 from ..blocks import Array, empty_duals
 from ..errors import InvalidArgumentError, InvalidTypeError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint

@@ -20,11 +20,10 @@ Masks", section 5; Kingma and Ba 2015, "Adam".
 
 from __future__ import annotations
 
-import operator
-
 import torch
 
-from ...errors import InvalidArgumentError, InvalidTypeError
+from ..._arguments import as_integer
+from ...errors import InvalidArgumentError
 from .layer_problem import Fit, LayerProblem, ReconstructionMethod
 
 __all__ = ["AdaPrune"]
@@ -43,7 +42,7 @@ class AdaPrune(ReconstructionMethod):
     Raises
     ------
     InvalidTypeError, InvalidArgumentError
-        If `max_iterations` is no integer of at least 1, or a rate is not positive and finite.
+        If `max_iterations` is not an integer of at least 1, or a rate is not positive and finite.
 
     Examples
     --------
@@ -54,12 +53,7 @@ class AdaPrune(ReconstructionMethod):
     def __init__(
         self, max_iterations: int = 1000, *, learning_rate: float = 1e-3, bias_learning_rate: float = 1e-2
     ) -> None:
-        try:
-            self.max_iterations = operator.index(max_iterations)
-        except TypeError:
-            raise InvalidTypeError(f"`max_iterations` must be an integer, got {max_iterations!r}.") from None
-        if self.max_iterations < 1:
-            raise InvalidArgumentError(f"`max_iterations` must be at least 1, got {max_iterations}.")
+        self.max_iterations = as_integer(max_iterations, argument="max_iterations", least=1)
         for argument, rate in (("learning_rate", learning_rate), ("bias_learning_rate", bias_learning_rate)):
             if not 0 < rate < float("inf"):
                 raise InvalidArgumentError(f"`{argument}` must be positive and finite, got {rate}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from scipy.special import bdtrc
 from torch import nn
 
+from ..._arguments import as_integer
 from ...errors import InvalidArgumentError, InvalidTypeError
 from ...pattern import Pattern
 from ..layouts import PRUNED_LIVE, Allowed
@@ -20,6 +20,8 @@ from .reconstruct import reconstruct
 from .report import ReconstructionReport
 
 __all__ = ["convert_unstructured", "supported_pattern"]
+
+_GROUP_SIZE = "It is the group size, 8 in '4:8'."
 
 
 def supported_pattern(sparsity: float, m: int, *, confidence: float = 0.95) -> Pattern:
@@ -59,18 +61,10 @@ def supported_pattern(sparsity: float, m: int, *, confidence: float = 0.95) -> P
     >>> str(supported_pattern(0.9, 8)), str(supported_pattern(0.5, 8))
     ('2:8', '6:8')
     """
-    m = _as_group_size(m)
+    m = as_integer(m, argument="m", remedy=_GROUP_SIZE)
     sparsity, confidence = _as_share(sparsity, "sparsity"), _as_share(confidence, "confidence")
     zeros = max((k for k in range(1, m) if bdtrc(k - 1, m, sparsity) > confidence), default=0)
     return Pattern(m - zeros, m)
-
-
-def _as_group_size(m: int) -> int:
-    """Return an integer of any type as int."""
-    try:
-        return operator.index(m)
-    except TypeError:
-        raise InvalidTypeError(f"`m` must be an integer, got {m!r}. It is the group size, 8 in '4:8'.") from None
 
 
 def _as_share(value: float, argument: str) -> float:
@@ -136,7 +130,7 @@ def convert_unstructured(
     >>> [str(fit.pattern) for fit in report.fits]
     ['4:8', '4:8']
     """
-    m = _as_group_size(m)
+    m = as_integer(m, argument="m", remedy=_GROUP_SIZE)
     if m < 2:
         raise InvalidArgumentError(f"`m` must be at least 2, got {m}. It is the group size, 8 in '4:8'.")
     found, left = _supported_patterns(model, m, confidence, transposable, options.get("allow", ()))

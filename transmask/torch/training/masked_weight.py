@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..._arguments import as_integer, as_number
 from ...blocks import block_grid
-from ...errors import InvalidArgumentError, InvalidTypeError, unknown_choice
+from ...errors import InvalidArgumentError, unknown_choice
 from ..layouts import Layout
 from ..mask_rule import MaskRule, StoredDuals
 
@@ -51,14 +52,10 @@ class TrainingRule:
     def __post_init__(self) -> None:
         if self.estimator not in get_args(Estimator):
             raise unknown_choice("estimator", self.estimator, get_args(Estimator))
-        if isinstance(self.refresh_every, bool) or not isinstance(self.refresh_every, int):
-            raise InvalidTypeError(f"`refresh_every` must be an integer, got {self.refresh_every!r}.")
-        if self.refresh_every < 1:
-            raise InvalidArgumentError(
-                f"`refresh_every` must be at least 1, got {self.refresh_every}. estimator='fixed' never refreshes."
-            )
-        if isinstance(self.decay, bool) or not isinstance(self.decay, int | float):
-            raise InvalidTypeError(f"`decay` must be a number, got {self.decay!r}.")
+        never = "estimator='fixed' never refreshes."
+        every = as_integer(self.refresh_every, argument="refresh_every", least=1, remedy=never)
+        object.__setattr__(self, "refresh_every", every)
+        object.__setattr__(self, "decay", as_number(self.decay, argument="decay"))
         if not 0 <= self.decay < float("inf"):
             raise InvalidArgumentError(f"`decay` must be finite and at least 0, got {self.decay}.")
 

@@ -1,18 +1,19 @@
-"""Validate what a caller hands to a public function, once, so that nothing below has to."""
+"""Validate weights and masks: arrays, nested sequences, torch tensors."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._tensors import is_tensor, tensor_to_numpy
-from .blocks import Array
-from .errors import InvalidArgumentError, InvalidTypeError
+from ..errors import InvalidArgumentError, InvalidTypeError
+from .tensors import is_tensor, tensor_to_numpy
 
-__all__ = ["LARGEST_MAGNITUDE", "as_axes", "as_mask", "as_weights", "matrix_view"]
+if TYPE_CHECKING:
+    from ..blocks import Array
+
+__all__ = ["LARGEST_MAGNITUDE", "as_mask", "as_weights"]
 
 LARGEST_MAGNITUDE = 1e300
 """Sums of up to 10^8 of these, and what is computed from them, stay within float64."""
@@ -115,32 +116,3 @@ def as_mask(mask: ArrayLike, *, argument: str = "mask") -> NDArray[np.bool_]:
             f"`{argument}` must hold only 0 and 1, got {array[first]} at index {first}. True or 1 means kept."
         )
     return kept
-
-
-def as_axes(axes: Sequence[int], ndim: int) -> tuple[int, int]:
-    """Return two different non-negative axes of an array with `ndim` axes.
-
-    Raises
-    ------
-    InvalidTypeError
-        If `axes` is not a pair of integers.
-    InvalidArgumentError
-        If an axis is out of range or both are the same.
-    """
-    try:
-        first, second = (operator.index(axis) for axis in axes)
-    except (TypeError, ValueError):
-        raise InvalidTypeError(f"`axes` must be a pair of integers, got {axes!r}.") from None
-    for axis in (first, second):
-        if not -ndim <= axis < ndim:
-            raise InvalidArgumentError(f"`axes` must lie in [{-ndim}, {ndim - 1}], got {(first, second)}.")
-    if first % ndim == second % ndim:
-        raise InvalidArgumentError(
-            f"`axes` must name two different axes, got {(first, second)} for an array with {ndim} axes."
-        )
-    return first % ndim, second % ndim
-
-
-def matrix_view(array: Array, axes: tuple[int, int]) -> Array:
-    """View `array` with the two `axes` moved last, in their order."""
-    return np.moveaxis(array, axes, (-2, -1))
