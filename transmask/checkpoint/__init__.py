@@ -1,18 +1,22 @@
 """Checkpoints: read, pruned and written one tensor at a time, never with pickle, complete or not at all.
 
-``.safetensors`` (one file, or sharded with its index), ``.npz`` and ``.npy``.
+`FORMATS` lists what a single file can be; a sharded checkpoint is an index of ``.safetensors`` files.
 """
 
 from ._base import Checkpoint, TensorInfo
 from ._open import open_checkpoint
 from ._record import PruneRecord
 from .checking import CheckedTensor, CheckPlan, check_checkpoint, plan_check
-from .masks_file import Masks, read_masks, write_masks
+from .formats import FORMATS
+from .masks_file import Masks, masks_in, read_masks, write_masks
 from .planning import PrunePlan, plan_pruning
 from .pruning import PrunedTensor, prune_checkpoint
-from .selection import Selection, select_tensors
+from .sampling import sample_blocks
+from .selection import Selection, matching_names, select_tensors
+from .writing import atomic_file
 
 __all__ = [
+    "FORMATS",
     "CheckPlan",
     "CheckedTensor",
     "Checkpoint",
@@ -22,12 +26,16 @@ __all__ = [
     "PrunedTensor",
     "Selection",
     "TensorInfo",
+    "atomic_file",
     "check_checkpoint",
+    "masks_in",
+    "matching_names",
     "open_checkpoint",
     "plan_check",
     "plan_pruning",
     "prune_checkpoint",
     "read_masks",
+    "sample_blocks",
     "select_tensors",
     "write_masks",
 ]

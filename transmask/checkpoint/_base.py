@@ -1,6 +1,6 @@
 """What every checkpoint format offers: a list of its tensors, reading one, and rewriting the file with some replaced.
 
-To add a format, subclass `Checkpoint` in a file of its own and name its suffix in ``_open.py``.
+To add a format, subclass `Checkpoint` in a file of its own and give it a row in ``formats.py``.
 """
 
 from __future__ import annotations
@@ -71,6 +71,8 @@ class Checkpoint(ABC):
         What a previous run of transmask noted about it, where the format has a place for that.
     suffix : str
         What an output of this format must end with; empty if it is a folder.
+    is_named_after_file : bool
+        Whether the one tensor of a file bears the file's name, so that a copy under another name differs in it.
     """
 
     path: Path
@@ -78,6 +80,7 @@ class Checkpoint(ABC):
     tensors: tuple[TensorInfo, ...]
     record: PruneRecord | None = None
     suffix: str = ""
+    is_named_after_file: bool = False
 
     @abstractmethod
     def read(self, tensor: TensorInfo) -> Array:
@@ -123,7 +126,7 @@ class Checkpoint(ABC):
         """
 
     def check_output(self, output: Path) -> None:
-        """Raise InvalidArgumentError if `output` has not the form that this format is written in."""
+        """Raise InvalidArgumentError if this format cannot be written to `output`."""
         if not output.name.endswith(self.suffix):
             raise InvalidArgumentError(
                 f"`output` must end with {self.suffix!r} like the input, got {str(output)!r}. "

@@ -45,6 +45,7 @@ class NpyCheckpoint(Checkpoint):
     """
 
     suffix = ".npy"
+    is_named_after_file = True
 
     def __init__(self, path: Path) -> None:
         self.path = path

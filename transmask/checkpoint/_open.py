@@ -1,4 +1,4 @@
-"""Open a checkpoint by its suffix, and say what to do about the files that are none."""
+"""Open a checkpoint by its suffix, and say what to do about files of other kinds."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ from pathlib import Path
 
 from ..errors import CheckpointError, InvalidTypeError
 from ._base import Checkpoint
-from ._numpy import DAMAGE, NpyCheckpoint, NpzCheckpoint
-from ._safetensors import SafetensorsCheckpoint
+from ._numpy import DAMAGE
 from ._sharded import ShardedCheckpoint
+from .formats import FORMATS, INDEX_SUFFIX, listed_suffixes
 
 __all__ = ["as_path", "open_checkpoint"]
 
 PathLike = str | os.PathLike[str]
-
-FORMATS: dict[str, type[SafetensorsCheckpoint] | type[NpzCheckpoint] | type[NpyCheckpoint]] = {
-    ".safetensors": SafetensorsCheckpoint,
-    ".npz": NpzCheckpoint,
-    ".npy": NpyCheckpoint,
-}
 
 
 def open_checkpoint(path: PathLike) -> Checkpoint:
@@ -30,7 +24,7 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     Parameters
     ----------
     path : str or path-like
-        A ``.safetensors``, ``.npz`` or ``.npy`` file, the ``*.safetensors.index.json`` of a sharded checkpoint, or a
+        A file with one of the suffixes in `FORMATS`, the ``*.safetensors.index.json`` of a sharded checkpoint, or a
         folder that holds exactly one such index.
 
     Returns
@@ -41,9 +35,9 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     Raises
     ------
     InvalidTypeError
-        If `path` is no path.
+        If `path` is not a path.
     CheckpointError
-        If the file is damaged, holds a pickle, or is of no format that can be read.
+        If the file is damaged, holds a pickle, or has a suffix that is not in `FORMATS`.
     OSError
         If it cannot be read.
 
@@ -70,8 +64,7 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
         return ShardedCheckpoint(file)
     if file.suffix not in FORMATS:
         raise CheckpointError(
-            f"{str(file)!r} must end with .safetensors, .npz, .npy or .safetensors.index.json. "
-            "Save the model in one of these formats."
+            f"{str(file)!r} must end with {listed_suffixes(INDEX_SUFFIX)}. Save the model in one of these formats."
         )
     return FORMATS[file.suffix](file)
 

@@ -11,6 +11,7 @@ from ._base import Checkpoint, Replace, TensorInfo
 from ._record import PruneRecord, parse_object
 from ._safetensors import SafetensorsCheckpoint
 from ._staging import creating
+from .formats import FORMATS
 
 __all__ = ["ShardedCheckpoint"]
 
@@ -114,7 +115,7 @@ class ShardedCheckpoint(Checkpoint):
 
     def check_output(self, output: Path) -> None:
         """Raise InvalidArgumentError if `output` is not a folder that is new or empty."""
-        if output.name.endswith((".safetensors", ".json", ".npz", ".npy")):
+        if output.name.endswith((*FORMATS, ".json")):
             raise InvalidArgumentError(
                 f"`output` must be a folder for a sharded checkpoint, got {str(output)!r}. "
                 "The shards and the index are written into it."

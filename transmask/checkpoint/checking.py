@@ -14,8 +14,7 @@ from ..errors import CheckpointError, InvalidArgumentError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ._base import Checkpoint, TensorInfo
 from ._open import PathLike, open_checkpoint
-from ._safetensors import SafetensorsCheckpoint
-from .masks_file import MASKS_KEY, Masks
+from .masks_file import Masks, masks_in
 from .selection import matching_names, select_tensors
 
 __all__ = ["CheckPlan", "CheckedTensor", "check_checkpoint", "plan_check"]
@@ -96,12 +95,8 @@ def plan_check(
     """
     chosen, limit = Pattern.of(pattern), as_constraint(constraint)
     checkpoint = open_checkpoint(model)
-    masks = None
-    if isinstance(checkpoint, SafetensorsCheckpoint) and MASKS_KEY in checkpoint.metadata:
-        masks = Masks(checkpoint.path)
-        axes = masks.axes
-    else:
-        axes = _axes_to_check(checkpoint, chosen, include, exclude)
+    masks = masks_in(checkpoint)
+    axes = _axes_to_check(checkpoint, chosen, include, exclude) if masks is None else masks.axes
     names = matching_names(axes, include=include, exclude=exclude)
     if not names:
         raise InvalidArgumentError(

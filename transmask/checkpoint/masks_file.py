@@ -20,12 +20,13 @@ from .._arguments import as_mask
 from ..check import check_mask
 from ..errors import CheckpointError, InvalidArgumentError, InvalidTypeError
 from ..pattern import Pattern, PatternLike, as_constraint
+from ._base import Checkpoint
 from ._open import PathLike, as_path
 from ._record import PruneRecord, parse_object
 from ._safetensors import SafetensorsCheckpoint, packed_entries, write_bytes_of, write_header
 from ._staging import Staging
 
-__all__ = ["MASKS_KEY", "Masks", "read_masks", "write_masks", "write_masks_header"]
+__all__ = ["MASKS_KEY", "Masks", "masks_in", "read_masks", "write_masks", "write_masks_header"]
 
 MASKS_KEY = "transmask_masks"
 
@@ -108,7 +109,7 @@ def read_masks(path: PathLike) -> Masks:
     Raises
     ------
     InvalidTypeError
-        If `path` is no path.
+        If `path` is not a path.
     CheckpointError
         If the file holds no masks, is damaged, or was written by a later release.
     OSError
@@ -124,6 +125,27 @@ def read_masks(path: PathLike) -> Masks:
     (Pattern(n=1, m=4), np.int64(4))
     """
     return Masks(as_path(path, "path"))
+
+
+def masks_in(checkpoint: Checkpoint) -> Masks | None:
+    """Return the masks of an open file if it is a file of masks, else None.
+
+    Raises
+    ------
+    CheckpointError
+        If its masks are damaged, or were written by a later release.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, transmask.checkpoint
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.savez(f"{folder}/model.npz", weight=np.ones((4, 4)))
+    ...     masks_in(transmask.checkpoint.open_checkpoint(f"{folder}/model.npz")) is None
+    True
+    """
+    if isinstance(checkpoint, SafetensorsCheckpoint) and MASKS_KEY in checkpoint.metadata:
+        return Masks(checkpoint.path)
+    return None
 
 
 def write_masks(
@@ -201,7 +223,7 @@ def as_masks_path(path: Path, argument: str) -> Path:
 
 
 def check_mask_names(names: Iterable[object]) -> None:
-    """Raise InvalidArgumentError if a name is none that a safetensors file can hold."""
+    """Raise InvalidArgumentError if a safetensors file cannot hold one of the names."""
     for name in names:
         if not isinstance(name, str) or name == "__metadata__" or re.search("[\ud800-\udfff]", name):
             raise InvalidArgumentError(f"`masks` must have names that a safetensors file can hold, got {name!r}.")
@@ -213,7 +235,7 @@ def write_masks_header(out: BinaryIO, record: PruneRecord, shapes: Mapping[str, 
     Raises
     ------
     InvalidArgumentError
-        If a name is none that a safetensors file can hold.
+        If a safetensors file cannot hold one of the names.
     """
     check_mask_names(shapes)
     entries = packed_entries((name, -(-math.prod(shape) // 8)) for name, shape in shapes.items())

@@ -54,9 +54,9 @@ def save_plot(draw: Callable[[Axes], object], path: Path, *, height: float = 4.0
     """
     from matplotlib.figure import Figure
 
-    from ..checkpoint._staging import Staging
+    from ..checkpoint import atomic_file
 
     figure = Figure(figsize=(6.4, height), layout="constrained")  # no pyplot: no window, no state
     draw(figure.subplots())
-    with Staging(inputs) as staging:
-        figure.savefig(staging.file(path, "plot"), format=path.suffix[1:], dpi=200)
+    with atomic_file(path, argument="plot", inputs=inputs) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=200)

@@ -55,8 +55,7 @@ def compare(
     All solvers are given the same blocks, in memory, and one block before, which is not timed, to compile what they
     compile. Blocks that an edge cuts are left out.
     """
-    from ..checkpoint import plan_pruning
-    from ..checkpoint.sampling import sample_blocks
+    from ..checkpoint import plan_pruning, sample_blocks
 
     if plot is not None:
         check_plot(plot)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..checkpoint.formats import listed_suffixes
 from ..errors import UnsupportedPatternError
 from ..pattern import CONSTRAINTS
 from ._options import JsonOption, PatternOption, ThreadsOption
@@ -105,6 +106,6 @@ def _print_report(report: dict[str, Any]) -> None:
     print_line()
     print_line(report["block"])
     print_line()
-    print_line("This writes such a network; any .safetensors, .npz or .npy file will do in its place:")
+    print_line(f"This writes such a network; any {listed_suffixes()} file will do in its place:")
     checkpoint = shlex.quote(report["checkpoint"])
     print_line(f"transmask prune {checkpoint} -o pruned.safetensors --pattern {report['pattern']}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..checkpoint.formats import listed_suffixes
 from ..errors import InvalidArgumentError
 from ..threads import resolve_threads
 from ._options import (
@@ -47,7 +48,7 @@ SKIPPED = (
 
 def prune(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A .safetensors, .npz or .npy file, or the index.json of shards.")
+        Path, typer.Argument(metavar="MODEL", help=f"A {listed_suffixes()} file, or the index.json of shards.")
     ],
     pattern: PatternOption,
     output: Annotated[

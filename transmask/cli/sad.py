@@ -15,7 +15,7 @@ from ._output import Column, count, percent, print_json, print_line, print_table
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ..checkpoint import Masks, TensorInfo
+    from ..checkpoint import TensorInfo
 
 __all__ = ["sad"]
 
@@ -65,21 +65,18 @@ class _Source:
     """A file from which masks are read one at a time."""
 
     def __init__(self, path: Path) -> None:
-        from ..checkpoint import Masks, open_checkpoint
-        from ..checkpoint._safetensors import SafetensorsCheckpoint
-        from ..checkpoint.masks_file import MASKS_KEY
+        from ..checkpoint import masks_in, open_checkpoint
 
         self.path = path
         self._checkpoint = open_checkpoint(path)
         self._tensors = {tensor.name: tensor for tensor in self._checkpoint.tensors if _is_matrix(tensor)}
-        self._masks: Masks | None = None
+        self._masks = masks_in(self._checkpoint)
         self.pruned: list[str] = []
-        if isinstance(self._checkpoint, SafetensorsCheckpoint) and MASKS_KEY in self._checkpoint.metadata:
-            self._masks = Masks(path)
+        if self._masks is not None:
             self.pruned = list(self._masks)
         elif self._checkpoint.record is not None:
             self.pruned = list(self._checkpoint.record.axes)
-        elif self._checkpoint.suffix == ".npy":  # it names its one array after itself, and so never as another file
+        elif self._checkpoint.is_named_after_file:  # two files never share a name
             self._tensors = dict(zip(["array"], self._tensors.values(), strict=False))
         self.names = self.pruned if self._masks is not None else list(self._tensors)
 
@@ -100,7 +97,7 @@ def _is_matrix(tensor: TensorInfo) -> bool:
 
 def _names(first: _Source, second: _Source, include: str | None, exclude: str | None) -> list[str]:
     """Choose the tensors to compare, which must be in both files."""
-    from ..checkpoint.selection import matching_names
+    from ..checkpoint import matching_names
 
     known = dict.fromkeys([*first.pruned, *second.pruned]) or dict.fromkeys([*first.names, *second.names])
     names = matching_names(known, include=include, exclude=exclude)
