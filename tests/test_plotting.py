@@ -1,5 +1,7 @@
 """What the pictures show, read back from the Axes, and that nothing of them is cut off."""
 
+import ast
+import inspect
 import io
 import subprocess
 import sys
@@ -221,3 +223,10 @@ def test_without_matplotlib_the_error_says_what_to_install(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == 'transmask.plotting needs matplotlib. Run: pip install "transmask[plot]"\n'
+
+
+def test_plotting_does_not_import_the_tracker_that_imports_it():
+    tree = ast.parse(inspect.getsource(plotting))
+    modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert "tables" in modules
+    assert "sad_tracker" not in modules

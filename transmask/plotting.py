@@ -1,15 +1,15 @@
 """Pictures of masks, structures and solvers, for reports and notebooks.
 
-Every function takes an Axes, or makes a new figure of 640 x 400 pixels, draws into it and returns it; none shows or
-saves anything. Colours are those of Okabe and Ito, which colour-blind people can tell apart, and nothing is told by
-colour alone.
+Every function draws into the Axes you pass, or into a new figure of 640 x 400 pixels, and returns the Axes; none shows
+or saves anything. The colours are those of Okabe and Ito, which colour-blind readers can tell apart, and no picture
+relies on colour alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike
 from ._arguments import as_integer, as_mask, as_weights
 from .certificate import PROVEN_GAP
 from .errors import InvalidArgumentError, MissingDependencyError
-from .sad_tracker import SADTracker
 from .structures.comparison import StructureComparison
 from .structures.diversity import MaskDiversity
+from .tables import Table
 
 try:
     from matplotlib import pyplot
@@ -42,12 +42,12 @@ _CELLS_DRAWN = 4096  # a larger matrix has no line between its entries: they wou
 
 
 def _axes(ax: Axes | None) -> Axes:
-    """Return `ax`, or that of a new figure."""
+    """Return `ax`, or the Axes of a new figure."""
     return pyplot.subplots(figsize=(6.4, 4.0), dpi=100, layout="constrained")[1] if ax is None else ax
 
 
 def _open_frame(ax: Axes, grid: Literal["both", "x"]) -> None:
-    """Leave two sides of the frame, and draw a pale grid below everything else."""
+    """Remove the frame's top and right sides, and draw a pale grid below everything else."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis=grid, color=PALE, linewidth=0.8)
     ax.set_axisbelow(True)
@@ -111,7 +111,7 @@ def plot_mask(mask: ArrayLike, m: int, ax: Axes | None = None, *, weights: Array
 
 
 def _labelled(length: int, m: int) -> range:
-    """Which rows or columns get a label: each of a short side, else the first of up to 9 blocks."""
+    """Return which rows or columns get a label: all of a short side, else the first of up to 9 blocks."""
     return range(length) if length <= 16 else range(0, length, m * -(-length // (8 * m)))
 
 
@@ -132,7 +132,7 @@ def plot_diversity(diversities: Sequence[MaskDiversity], ax: Axes | None = None)
     Raises
     ------
     InvalidArgumentError
-        If there is none.
+        If `diversities` is empty.
     """
     if not diversities:
         raise InvalidArgumentError("`diversities` must have at least one MaskDiversity, got none.")
@@ -188,7 +188,18 @@ def plot_diversity_against_kept(comparison: StructureComparison, ax: Axes | None
     return ax
 
 
-def plot_divergence(tracker: SADTracker, ax: Axes | None = None, *, layer: str | None = None) -> Axes:
+class Divergences(Protocol):
+    """What `plot_divergence` needs of a `SADTracker`, which itself knows how to be plotted."""
+
+    @property
+    def records(self) -> Sequence[object]:
+        """One for every update."""
+
+    def table(self, layer: str | None = None) -> Table:
+        """Return the shares of the entries that differ, one row for every update."""
+
+
+def plot_divergence(tracker: Divergences, ax: Axes | None = None, *, layer: str | None = None) -> Axes:
     """Draw the sparse architecture divergence over time, from the masks before and from the first ones.
 
     Parameters

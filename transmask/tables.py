@@ -4,14 +4,40 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import rich.table
+    from rich.console import Console, ConsoleOptions
 
-__all__ = ["Table"]
+__all__ = ["Column", "Table"]
+
+_UNFOLDED = 24
+"""Cells up to this long are never folded, however narrow the terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes
+    ----------
+    key : str
+        Which value of a row it shows.
+    title : str
+        Its heading.
+    format : callable
+        Turns the value into text.
+    right : bool
+        Whether it is aligned to the right, as numbers are.
+    """
+
+    key: str
+    title: str
+    format: Callable[[Any], str] = str
+    right: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +46,14 @@ class Table:
 
     Attributes
     ----------
-    columns : mapping of str to str
-        What the keys of a row are called in a heading, in order.
+    columns : mapping of str to str, or sequence of Column
+        What the keys of a row are called in a heading, in order; columns that are more than a heading as `Column`.
     rows : sequence of mapping
         Each with a value for every key; None is what is not known.
     formats : mapping of str to str
-        Format specifications such as ".4f", for print only.
+        Format specifications such as ".4f", for print only; a column with one is aligned to the right.
     title : str
+        A line above the table.
 
     Examples
     --------
@@ -38,53 +65,75 @@ class Table:
     {'name': ['2:4'], 'bits': [0.646]}
     """
 
-    columns: Mapping[str, str]
+    columns: Mapping[str, str] | Sequence[Column]
     rows: Sequence[Mapping[str, Any]]
-    formats: Mapping[str, str]
+    formats: Mapping[str, str] = field(default_factory=dict)
     title: str = ""
+
+    def _columns(self) -> tuple[Column, ...]:
+        """Return every column in full."""
+        if not isinstance(self.columns, Mapping):
+            return tuple(self.columns)
+        return tuple(
+            Column(key, heading, _formatted(self.formats.get(key, "")), right=key in self.formats)
+            for key, heading in self.columns.items()
+        )
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return the values by column, as a DataFrame takes them."""
-        return {key: [row[key] for row in self.rows] for key in self.columns}
+        return {column.key: [row[column.key] for row in self.rows] for column in self._columns()}
 
     def to_csv(self) -> str:
         """Return the table as CSV: a line of keys, then the values in full precision; None is an empty field."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.columns), extrasaction="ignore", lineterminator="\n")
+        keys = list(dict.fromkeys(column.key for column in self._columns()))
+        writer = csv.DictWriter(text, keys, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         return text.getvalue()
 
-    def _cells(self) -> list[list[str]]:
-        return [
-            ["-" if row[key] is None else format(row[key], self.formats.get(key, "")) for key in self.columns]
-            for row in self.rows
-        ]
-
-    def _is_number(self, key: str) -> bool:
-        return key in self.formats
-
     def __str__(self) -> str:
-        lines = [list(self.columns.values()), *self._cells()]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        right = [self._is_number(key) for key in self.columns]
-        text = [
+        columns = self._columns()
+        lines = [[column.title for column in columns], *_cells(self.rows, columns)]
+        widths = [max(map(len, texts)) for texts in zip(*lines, strict=True)]
+        plain = [
             "  ".join(
-                cell.rjust(width) if number else cell.ljust(width)
-                for cell, width, number in zip(line, widths, right, strict=True)
+                text.rjust(width) if column.right else text.ljust(width)
+                for text, width, column in zip(line, widths, columns, strict=True)
             ).rstrip()
             for line in lines
         ]
-        return "\n".join([self.title, *text] if self.title else text)
+        return "\n".join([self.title, *plain] if self.title else plain)
 
-    def __rich__(self) -> rich.table.Table:
-        from rich import box
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[rich.table.Table]:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=self.title or None, title_justify="left", box=box.SIMPLE_HEAD)
-        for key, heading in self.columns.items():
-            table.add_column(heading, justify="right" if self._is_number(key) else "left", overflow="fold")
-        for line in self._cells():
+        table = RichTable(title=self.title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.padding = (0, 2, 0, 0)
+        columns = self._columns()
+        cells = _cells(self.rows, columns)
+        # Where the terminal is narrow, headings are folded first, then names and sentences.
+        longests = [max((len(line[index]) for line in cells), default=0) for index in range(len(columns))]
+        wide = [max(len(column.title), longest) for column, longest in zip(columns, longests, strict=True)]
+        fits = sum(wide) + 2 * (len(wide) - 1) <= options.max_width
+        for column, longest in zip(columns, longests, strict=True):
+            table.add_column(
+                column.title if fits else column.title.replace(" ", "\n"),
+                justify="right" if column.right else "left",
+                overflow="fold",
+                min_width=longest if longest <= _UNFOLDED else None,
+            )
+        for line in cells:
             table.add_row(*map(Text, line))
-        return table
+        yield table
+
+
+def _formatted(specification: str) -> Callable[[Any], str]:
+    """Return the function that formats a value, None as a dash."""
+    return lambda value: "-" if value is None else format(value, specification)
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[list[str]]:
+    """Format every value."""
+    return [[column.format(row[column.key]) for column in columns] for row in rows]

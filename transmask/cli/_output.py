@@ -10,10 +10,11 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
 from typing import Any, TextIO
+
+from ..tables import Column, Table
 
 __all__ = [
     "CHECK_FAILED",
@@ -21,7 +22,6 @@ __all__ = [
     "INTERRUPTED",
     "READER_GONE",
     "WRONG_USE",
-    "Column",
     "count",
     "drop",
     "flush",
@@ -38,78 +38,18 @@ __all__ = [
     "warnings_as_lines",
 ]
 
-_UNFOLDED = 24
-
 DONE, CHECK_FAILED, WRONG_USE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table.
-
-    Attributes
-    ----------
-    key : str
-        Which value of a row it shows.
-    title : str
-        Its heading.
-    format : callable
-        Turns the value into text.
-    right : bool
-        Whether it is aligned to the right, as numbers are.
-    """
-
-    key: str
-    title: str
-    format: Callable[[Any], str] = str
-    right: bool = False
-
-
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *, title: str = "") -> None:
-    """Print rows as a table.
-
-    Parameters
-    ----------
-    rows : sequence of mapping
-        Each holds the keys of all columns.
-    columns : sequence of Column
-    title : str, optional
-        A line above the table.
-    """
-    cells = [[column.format(row[column.key]) for column in columns] for row in rows]
+    """Print rows as a `Table`: drawn by rich on a terminal, plain lines in a pipe."""
+    table = Table(columns, rows, title=title)
     if sys.stdout.isatty():
         from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
 
-        table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        table.padding = (0, 2, 0, 0)
-        console = Console()
-        # Where the terminal is narrow, headings are folded first, then names and sentences.
-        longests = [max((len(line[index]) for line in cells), default=0) for index in range(len(columns))]
-        wide = [max(len(column.title), longest) for column, longest in zip(columns, longests, strict=True)]
-        fits = sum(wide) + 2 * (len(wide) - 1) <= console.width
-        for column, longest in zip(columns, longests, strict=True):
-            table.add_column(
-                column.title if fits else column.title.replace(" ", "\n"),
-                justify="right" if column.right else "left",
-                overflow="fold",
-                min_width=longest if longest <= _UNFOLDED else None,
-            )
-        for line in cells:
-            table.add_row(*map(Text, line))
-        console.print(table)
-        return
-    if title:
-        print_line(title)
-    titled = [[column.title for column in columns], *cells]
-    widths = [max(len(line[index]) for line in titled) for index in range(len(columns))]
-    for line in titled:
-        padded = (
-            text.rjust(width) if column.right else text.ljust(width)
-            for text, width, column in zip(line, widths, columns, strict=True)
-        )
-        print_line("  ".join(padded).rstrip())
+        Console().print(table)
+    else:
+        print_line(str(table))
 
 
 def print_line(text: str = "") -> None:
@@ -173,8 +113,8 @@ def flush() -> None:
 
 
 def drop(stream: TextIO) -> None:
-    """Lead a stream that cannot be written to nowhere, with what it still holds."""
-    with suppress(OSError):  # a stream that is no file
+    """Redirect a broken stream to /dev/null, discarding its buffer."""
+    with suppress(OSError):  # not a file, such as a StringIO
         number = os.open(os.devnull, os.O_WRONLY)
         os.dup2(number, stream.fileno())
         os.close(number)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..tables import Column
 from ._options import ExcludeOption, IncludeOption, JsonOption, PatternOption
-from ._output import CHECK_FAILED, DONE, Column, percent, print_json, print_line, print_table, shape
+from ._output import CHECK_FAILED, DONE, percent, print_json, print_line, print_table, shape
 from ._progress import TensorProgress
 
 if TYPE_CHECKING:

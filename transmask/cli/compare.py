@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import InvalidArgumentError, MissingDependencyError, UnsupportedPatternError
+from ..tables import Column
 from ._figure import check_plot, save_plot
 from ._options import ConstraintOption, ExcludeOption, IncludeOption, JsonOption, PatternOption, ThreadsOption
-from ._output import Column, count, gap, percent, print_json, print_line, print_table, seconds
+from ._output import count, gap, percent, print_json, print_line, print_table, seconds
 from ._progress import TensorProgress
 
 if TYPE_CHECKING:

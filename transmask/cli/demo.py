@@ -11,8 +11,9 @@ import typer
 from ..checkpoint.formats import listed_suffixes
 from ..errors import UnsupportedPatternError
 from ..pattern import CONSTRAINTS
+from ..tables import Column
 from ._options import JsonOption, PatternOption, ThreadsOption
-from ._output import Column, gap, percent, print_json, print_line, print_table, seconds
+from ._output import gap, percent, print_json, print_line, print_table, seconds
 from ._progress import TensorProgress
 
 if TYPE_CHECKING:

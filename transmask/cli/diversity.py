@@ -11,9 +11,10 @@ import typer
 
 from ..errors import InvalidArgumentError, unknown_choice
 from ..pattern import Pattern
+from ..tables import Column
 from ._figure import check_plot, save_plot
 from ._options import JsonOption
-from ._output import Column, print_json, print_line, print_table
+from ._output import print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from ..structures.diversity import MaskDiversity

@@ -11,6 +11,7 @@ import typer
 
 from ..checkpoint.formats import listed_suffixes
 from ..errors import InvalidArgumentError
+from ..tables import Column
 from ..threads import resolve_threads
 from ._options import (
     ConstraintOption,
@@ -21,7 +22,7 @@ from ._options import (
     SolverOption,
     ThreadsOption,
 )
-from ._output import Column, count, gap, percent, print_json, print_line, print_table, seconds, shape
+from ._output import count, gap, percent, print_json, print_line, print_table, seconds, shape
 from ._progress import TensorProgress
 
 if TYPE_CHECKING:

@@ -9,8 +9,9 @@ import numpy as np
 import typer
 
 from ..errors import InvalidArgumentError
+from ..tables import Column
 from ._options import ExcludeOption, IncludeOption, JsonOption
-from ._output import Column, count, percent, print_json, print_line, print_table, shape
+from ._output import count, percent, print_json, print_line, print_table, shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

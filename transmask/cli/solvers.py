@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from ..solvers import list_solvers
+from ..tables import Column
 from ._options import JsonOption
-from ._output import Column, print_json, print_line, print_table
+from ._output import print_json, print_line, print_table
 
 __all__ = ["solvers"]
 
