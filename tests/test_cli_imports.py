@@ -20,8 +20,12 @@ def imported_from_outside(code):
             yield from (alias.name for alias in node.names if alias.name.startswith("transmask"))
 
 
+def is_private(part):
+    return part.startswith("_") and not part.endswith("__")  # __version__ is public
+
+
 def private(code):
-    return [name for name in imported_from_outside(code) if any(part.startswith("_") for part in name.split("."))]
+    return [name for name in imported_from_outside(code) if any(map(is_private, name.split(".")))]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

@@ -1,6 +1,5 @@
 """How the command line is asked: its version, what it refuses, where it sends who asked wrongly, narrow terminals."""
 
-import importlib.metadata
 import io
 import json
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from checkpoint_files import files_in, write_safetensors
 
+import transmask as tm
 from transmask.cli import main
 
 pytestmark = pytest.mark.surface
@@ -72,7 +72,7 @@ def test_a_dry_run_leaves_old_outputs_as_they_are(folder):
 
 def test_the_version_is_printed(capsys):
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"transmask {importlib.metadata.version('transmask')}\n"
+    assert capsys.readouterr().out == f"transmask {tm.__version__}\n"
 
 
 @pytest.mark.parametrize(

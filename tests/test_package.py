@@ -230,6 +230,7 @@ def test_both_ways_to_call_the_command_line_agree(tmp_path):
 
 
 def test_the_version_is_the_one_in_setup_cfg():
-    assert installation().version == setup_cfg()["metadata"]["version"]
+    assert setup_cfg()["metadata"]["version"] == "attr: transmask.__version__"
+    assert installation().version == transmask.__version__
     changelog = (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert f"## {setup_cfg()['metadata']['version']}" in changelog
+    assert f"## {transmask.__version__}" in changelog

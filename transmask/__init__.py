@@ -3,6 +3,8 @@
 import os
 import sys
 
+__version__ = "0.1.0"
+
 if not os.path.isdir(os.path.join(__path__[0], "solvers")):
     # A source checkout: solvers/ stands beside this folder, and is installed as transmask.solvers.
     __path__.append(os.path.dirname(__path__[0]))

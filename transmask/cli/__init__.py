@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import signal
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from .. import __version__
 from ..errors import TransmaskError
 from ._output import (
     INTERRUPTED,
@@ -55,7 +55,7 @@ app.command("demo")(demo)
 def _show_version(wanted: bool) -> None:
     """Print the version and end."""
     if wanted:
-        print_line(f"transmask {version('transmask')}")
+        print_line(f"transmask {__version__}")
         raise typer.Exit
 
 
