@@ -1,4 +1,4 @@
-"""Packing of 2:4 matrices, equal to torch's own converter, and the hand-over to sparse tensor cores."""
+"""Packed 2:4 matrices are those of torch's own converter, and the hand-over to sparse tensor cores."""
 
 from __future__ import annotations
 
@@ -67,48 +67,6 @@ def test_torch_reads_what_numpy_packed_and_the_other_way_round(name):
     array = values.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if name == "bfloat16" else values.numpy()
     unpacked = tmt.unpack(tmt.Packed(array, metadata.numpy()))
     assert np.array_equal(unpacked.astype(np.float64), dense.double().numpy())
-
-
-def test_a_transposable_matrix_is_packed_both_ways_at_half_the_size():
-    rng = np.random.default_rng(0)
-    weights = rng.standard_normal((64, 96)).astype(np.float16)
-    weights *= tm.transposable_mask(weights, "2:4")
-    forward, backward = tmt.pack(weights), tmt.pack(weights.T)
-    assert np.array_equal(tmt.unpack(forward), weights)
-    assert np.array_equal(tmt.unpack(backward), weights.T)
-    assert forward.values.nbytes + forward.metadata.nbytes == weights.nbytes * 9 // 16
-
-
-@pytest.mark.parametrize(
-    ("dense", "error", "text"),
-    [
-        (np.zeros((32, 32), np.float32), tm.InvalidTypeError, "got float32. Sparse hardware takes float32 only as 1:2"),
-        (np.zeros((32, 32), np.int16), tm.InvalidTypeError, "`matrix` must be float16, bfloat16 or int8, got int16"),
-        (np.zeros((31, 32), np.float16), tm.InvalidArgumentError, r"rows in multiples of 32 .* got shape \(31, 32\)"),
-        (np.zeros((32, 48), np.float16), tm.InvalidArgumentError, "columns in multiples of 32 for float16"),
-        (np.zeros((16, 32), np.int8), tm.InvalidArgumentError, "columns in multiples of 64 for int8"),
-        (np.zeros((0, 32), np.float16), tm.InvalidArgumentError, r"got shape \(0, 32\)"),
-        (np.zeros((2, 32, 32), np.float16), tm.InvalidArgumentError, r"got shape \(2, 32, 32\)"),
-        (np.full((32, 32), np.nan, np.float16), tm.InvalidArgumentError, "`matrix` must be finite"),
-        (np.tri(32, dtype=np.float16), tm.InvalidArgumentError, "but row 2, columns 0 to 3 keeps 3, more than 2 of 4"),
-    ],
-)
-def test_matrices_that_cannot_be_packed(dense, error, text):
-    with pytest.raises(error, match=text):
-        tmt.pack(dense)
-
-
-def test_what_cannot_be_unpacked():
-    packed = tmt.pack(matrix("float16", 1, 2, seed=1))
-    with pytest.raises(tm.InvalidArgumentError, match=r"of shape \(32, 4\) for values of shape \(32, 32\), got"):
-        tmt.unpack(tmt.Packed(packed.values, packed.metadata[:, :2]))
-    with pytest.raises(tm.InvalidArgumentError, match="must name two columns of each group in rising order"):
-        tmt.unpack(tmt.Packed(packed.values, np.zeros_like(packed.metadata)))
-    with pytest.raises(tm.InvalidTypeError, match="got float64"):
-        tmt.unpack(tmt.Packed(packed.values.astype(np.float64), packed.metadata))
-    for other, kind in ((packed.values, "ndarray"), (None, "NoneType"), ((packed.values, packed.metadata), "tuple")):
-        with pytest.raises(tm.InvalidTypeError, match=f"`packed` must be a Packed matrix, got {kind}. Pass what pack"):
-            tmt.unpack(other)
 
 
 def network(dtype=torch.bfloat16):

@@ -1,11 +1,11 @@
-"""Pack a 2:4 matrix as sparse hardware reads it: half of the values, and two bits for the place of each.
+"""Pack a 2:4 matrix the way sparse hardware reads it: half of the values, and two bits for the place of each.
 
-Of every 4 consecutive entries of a row 2 values are stored, and a nibble holds their columns, the first in its lower
-two bits. Where fewer than 2 entries of a group differ from zero, zeros are stored as well. Nibbles are gathered into
-integers, 16 bits for 2-byte values and 32 bits for 1-byte values, whose order is that of CUTLASS, so that
-`torch.sparse` takes what is made here and the other way round.
+Packing needs numpy and nothing else, on any machine. Of every 4 consecutive entries of a row it stores 2 values, and a
+nibble with their columns, the first in its lower two bits. A group with fewer than 2 non-zero entries stores zeros as
+well. Nibbles are gathered into integers, 16 bits for 2-byte values and 32 bits for 1-byte values, in the order of
+CUTLASS: `torch.sparse` reads what is packed here, and `unpack` reads what torch packed.
 
-A packed matrix cannot be transposed: W and W.T are packed each on its own, which a transposable mask allows.
+A packed matrix cannot be transposed. W and W.T are packed separately, which a transposable mask allows.
 
 References
 ----------
@@ -59,7 +59,7 @@ def pack(matrix: ArrayLike) -> Packed:
     Raises
     ------
     InvalidTypeError
-        If the dtype is another.
+        If the dtype is not float16, bfloat16 or int8.
     InvalidArgumentError
         If the shape does not fit, a value is NaN or infinite, or a group holds more than 2 non-zero entries; the
         message names the first such group.
@@ -112,7 +112,7 @@ def unpack(packed: Packed) -> Array:
     Raises
     ------
     InvalidTypeError
-        If `packed` is no Packed, or the dtype of its values is none that is packed.
+        If `packed` is not a Packed, or its values are not float16, bfloat16 or int8.
     InvalidArgumentError
         If the shapes of values and metadata do not belong together, or the metadata names a column twice.
 
@@ -159,7 +159,7 @@ def _nibbles_per_integer(dtype: np.dtype[Any]) -> int:
 
 
 def _stored_columns(filled: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Choose the two columns to store of (R, G, 4) groups; which zeros join fewer than two is torch's choice."""
+    """Choose the two columns to store of (R, G, 4) groups; which zeros fill up a group follows torch."""
     first, second, _, fourth = np.moveaxis(filled, 2, 0)
     low = np.where(first, 0, np.where(second, 1, 2))
     high = np.where(first & second, 1, np.where(fourth | ~(first | second), 3, 2))
