@@ -234,3 +234,17 @@ def test_the_version_is_the_one_in_setup_cfg():
     assert installation().version == transmask.__version__
     changelog = (CHECKOUT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## {transmask.__version__}" in changelog
+
+
+def test_the_wings_of_torch_do_not_import_each_other():
+    """Training and reconstruction share what lies above them, which imports neither."""
+    folder = FOLDERS["transmask"] / "torch"
+    for file in folder.rglob("*.py"):
+        if file == folder / "__init__.py":
+            continue
+        wing = file.relative_to(folder).parts[0] if file.parent != folder else None
+        package = ["torch", *file.relative_to(folder).parts[:-1]]
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                target = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+                assert {"training", "reconstruction"} & {*target} <= {wing}, file

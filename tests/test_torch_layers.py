@@ -125,9 +125,9 @@ def test_every_parameter_is_in_the_report_with_a_reason():
     expected = {
         "embedding.weight": "a look-up table: its rows are picked, not multiplied",
         "odd.table": "table of Odd: not known to be a matrix product",
-        "odd.number": "a number: no matrix",
+        "odd.number": "a number: not a matrix",
         "odd.counts": "dtype torch.int32: not trained",
-        "rnn.weight_ih_l0": "recurrent weights: torch reads them past any mask",
+        "rnn.weight_ih_l0": "recurrent weights: torch reads them without the mask",
         "depthwise.weight": "a depthwise convolution; taken only with allow=('depthwise',)",
         "grouped.weight": "a grouped convolution; taken only with allow=('grouped',)",
         "transposed.weight": "a transposed convolution; taken only with allow=('transposed',)",
@@ -140,7 +140,7 @@ def test_every_parameter_is_in_the_report_with_a_reason():
         "one.weight": "shared with two.weight",
         "two.weight": "shared with one.weight",
         "taken.weight": "2:4 on a matrix of 12 x 8",
-        "taken.bias": "1 axis: no matrix",
+        "taken.bias": "1 axis: not a matrix",
         "bilinear.weight": "weight of Bilinear: not known to be a matrix product",
     }
     assert {name: found[name][1] for name in expected} == expected
@@ -150,8 +150,8 @@ def test_the_report_prints_as_a_table():
     report = tmt.sparsify(nn.Sequential(nn.Linear(8, 8), nn.PReLU()), "2:4").report
     assert str(report).splitlines() == [
         "+ 0.weight  2:4 on a matrix of 8 x 8",
-        "- 0.bias    1 axis: no matrix",
-        "- 1.weight  1 axis: no matrix",
+        "- 0.bias    1 axis: not a matrix",
+        "- 1.weight  1 axis: not a matrix",
     ]
     assert [choice.name for choice in report.taken] == ["0.weight"]
 
@@ -186,7 +186,7 @@ def test_layers_can_be_chosen(options, taken):
     [
         ({"layers": "bdy"}, ValueError, "`layers` must name parameters or modules of the model, got 'bdy', which"),
         ({"layers": "body.weigth"}, ValueError, "Did you mean 'body.weight'?"),
-        ({"layers": "body.bias"}, ValueError, "got 'body.bias': body.bias: 1 axis: no matrix. Leave it out."),
+        ({"layers": "body.bias"}, ValueError, "got 'body.bias': body.bias: 1 axis: not a matrix. Leave it out."),
         ({"layers": [3]}, TypeError, "`layers` must hold strings, got 3"),
         ({"layers": 3}, TypeError, "`layers` must be names, wildcards or a callable, got 3"),
         ({"layers": "body", "skip_ends": True}, ValueError, "left out by `skip_ends`"),

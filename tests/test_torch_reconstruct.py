@@ -172,7 +172,7 @@ class Unreached(nn.Module):
         (two_layers, [data(8, 32), torch.ones(4, 31)], {"sequential": False}, r"got batch 1, of shape \(4, 31\)"),
         (two_layers, [data(8, 32), torch.ones(4, 31)], {}, r"got batch 1, of shape \(4, 31\), on which it fails: mat1"),
         (two_layers, [{"inputs": data(8, 32)}], {}, "got batch 0, a dict, on which it fails: "),
-        (two_layers, iter([data(8, 32)]), {}, "`calibration` must allow to go through it again, got a list_iterator"),
+        (two_layers, iter([data(8, 32)]), {}, "`calibration` must be iterable more than once, got a list_iterator"),
         (two_layers, data(8, 32), {}, "`calibration` must be an iterable of batches, got Tensor. Pass \\[batch\\]"),
         (
             two_layers,

@@ -160,7 +160,7 @@ def test_what_is_left_out_is_explained(pretended_cuda):
     reasons = {choice.name: choice.reason for choice in tmt.to_sparse_semi_structured(model)}
     assert reasons["dense.weight"].startswith("not 2:4: row 0, columns 0 to 3 keeps 4")
     assert reasons["single.weight"] == "dtype torch.float32, neither float16 nor bfloat16"
-    assert reasons["conv.weight"] == "a Conv2d, no linear layer"
+    assert reasons["conv.weight"] == "a Conv2d, not a linear layer"
     assert reasons["masked.parametrizations.weight.original"] == "already parametrised; remove that first"
     assert reasons["good.0.weight"] == "2:4 on a matrix of 64 x 128"
 

@@ -1,4 +1,15 @@
-"""Train PyTorch models with transposable masks, and convert trained ones."""
+"""Train PyTorch models with transposable masks, and convert trained ones.
+
+    training/         masks on a model: sparsify, the controller, the masked weight, what happens around a step, loading
+    reconstruction/   a trained model pruned in one shot: Gram matrices, the problem of a layer, methods that solve it
+    selection.py      which parameters are taken, and why the others are not
+    layouts.py        how a parameter is seen as matrices: where a new kind of layer goes
+    mask_rule.py      which masks are wanted, and who finds them
+    masks.py          the mask of one tensor
+    semi_structured.py   finished 2:4 weights for sparse tensor cores
+
+The two wings do not import each other, and what both use imports neither.
+"""
 
 from ..errors import MissingDependencyError
 
@@ -10,7 +21,7 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError('transmask.torch needs PyTorch. Run: pip install "transmask[torch]"') from None
 
 from ..packing import Packed, pack, unpack
-from .mask_rule import transposable_mask
+from .masks import transposable_mask
 from .reconstruction import (
     AdaPrune,
     Fit,

@@ -17,7 +17,7 @@ Allowed: TypeAlias = Literal["grouped", "depthwise", "transposed"]
 """Kinds of convolutions that are taken only on request."""
 
 PRUNED_LIVE = "pruned by torch.nn.utils.prune; make it permanent with prune.remove first"
-"""Why a weight is not taken that still carries its own mask."""
+"""Why a weight that still carries its own mask is skipped."""
 
 ALLOWED: tuple[Allowed, ...] = ("grouped", "depthwise", "transposed")
 
@@ -33,8 +33,8 @@ class Layout:
     Attributes
     ----------
     parts : int
-        Equal parts of axis 0 that are matrices of their own: the groups of a convolution, the three projections of an
-        attention layer.
+        Number of equal parts of axis 0 that are separate matrices: the groups of a convolution, the three projections
+        of an attention layer.
     reduction : {0, 1}
         The axis of the parameter that the forward product sums over: 0 for transposed convolutions, else 1.
     """
@@ -80,7 +80,7 @@ def layout_of(module: nn.Module, attribute: str, *, allow: Collection[Allowed] =
     if attribute.endswith("_orig") and hasattr(module, attribute.removesuffix("_orig") + "_mask"):
         return PRUNED_LIVE
     if parameter.ndim < 2:
-        return f"{parameter.ndim} axis: no matrix" if parameter.ndim else "a number: no matrix"
+        return f"{parameter.ndim} axis: not a matrix" if parameter.ndim else "a number: not a matrix"
     if not parameter.is_floating_point():
         return f"dtype {parameter.dtype}: not trained"
     if isinstance(module, nn.MultiheadAttention):
@@ -94,7 +94,7 @@ def layout_of(module: nn.Module, attribute: str, *, allow: Collection[Allowed] =
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return "a look-up table: its rows are picked, not multiplied"
     if isinstance(module, nn.RNNBase):
-        return "recurrent weights: torch reads them past any mask"
+        return "recurrent weights: torch reads them without the mask"
     return f"{attribute} of {type(module).__name__}: not known to be a matrix product"
 
 

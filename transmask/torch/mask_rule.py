@@ -1,4 +1,4 @@
-"""Masks for tensors: the plain function, and the rule by which the masks of a model are found."""
+"""The rule by which the masks of a model are found: one object that training and reconstruction share."""
 
 from __future__ import annotations
 
@@ -10,64 +10,18 @@ import torch
 from numpy.typing import NDArray
 
 from .. import masks
-from .._arguments import as_weights, is_tensor, matrix_view
+from .._arguments import as_weights, matrix_view
 from ..blocks import Array, empty_duals
-from ..errors import InvalidArgumentError, InvalidTypeError
+from ..errors import InvalidArgumentError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ..solvers import Solver, as_solver
 from ..threads import resolve_threads
 from .layouts import Layout
 
-__all__ = ["MaskRule", "StoredDuals", "transposable_mask"]
+__all__ = ["MaskRule", "StoredDuals"]
 
 StoredDuals: TypeAlias = tuple[Array, Array]
 """Dual variables kept for a warm start: float32, float64 for float64 weights."""
-
-
-def transposable_mask(
-    weights: torch.Tensor,
-    pattern: PatternLike,
-    *,
-    constraint: str = "exactly",
-    solver: str | Solver = "auto",
-    axes: tuple[int, int] = (-2, -1),
-    threads: int | None = None,
-) -> torch.Tensor:
-    """Find the transposable N:M mask of a tensor: `transmask.transposable_mask` for tensors on any device.
-
-    Parameters
-    ----------
-    weights : torch.Tensor, shape (..., R, C)
-        Dense, of any real dtype and on any device; it may require a gradient. The mask is found on the CPU.
-    pattern, constraint, solver, axes, threads
-        As in `transmask.transposable_mask`.
-
-    Returns
-    -------
-    torch.Tensor of bool, the shape of `weights`
-        On the device of `weights`, True = kept.
-
-    Raises
-    ------
-    InvalidTypeError
-        If `weights` is no tensor, or as `transmask.transposable_mask`.
-    InvalidArgumentError, UnsupportedPatternError, SolverError
-        As `transmask.transposable_mask`.
-
-    Examples
-    --------
-    >>> mask = transposable_mask(torch.eye(4), "1:4")
-    >>> bool((mask == torch.eye(4).bool()).all())
-    True
-    """
-    if not is_tensor(weights):
-        raise InvalidTypeError(
-            f"`weights` must be a torch.Tensor, got {type(weights).__name__}. transmask.transposable_mask takes arrays."
-        )
-    mask = masks.transposable_mask(
-        weights.detach().cpu(), pattern, constraint=constraint, solver=solver, axes=axes, threads=threads
-    )
-    return torch.from_numpy(mask).to(weights.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +71,7 @@ class MaskRule:
     def find(
         self, scores: torch.Tensor, layout: Layout, *, name: str, start: StoredDuals | None = None
     ) -> tuple[torch.Tensor, StoredDuals | None]:
-        """Find the mask of one parameter.
+        """Find the mask of a parameter.
 
         Parameters
         ----------

@@ -42,7 +42,7 @@ class WeightChoice:
     attribute : str
         Its name there.
     layout : Layout or None
-        None if the parameter is no stack of matrices.
+        None if the parameter is not a stack of matrices.
     """
 
     name: str
@@ -109,10 +109,10 @@ def select_weights(
     Raises
     ------
     InvalidTypeError
-        If `model` is no module, or `layers` is of none of these types.
+        If `model` is not a module, or `layers` has none of these types.
     InvalidArgumentError
-        If a name in `layers` leads to no weight that can be taken, or no weight can be taken at all; the message gives
-        the reasons.
+        If a name in `layers` matches no weight that can be taken, or no weight can be taken at all; the message says
+        why.
     """
     if not isinstance(model, nn.Module):
         raise InvalidTypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
@@ -137,7 +137,7 @@ def select_weights(
 
 
 def _owned(model: nn.Module) -> Iterator[tuple[WeightChoice, str]]:
-    """Yield every parameter, still taken, and the name that another module has for it, if there is one."""
+    """Yield every parameter, as taken for now, and the name that another module has for it, if any."""
     owners: dict[int, list[str]] = {}
     entries = []
     for module_name, module in model.named_modules():
@@ -175,7 +175,7 @@ def _judge(
 
 
 def _filter(choices: list[WeightChoice], layers: LayerFilter) -> list[WeightChoice]:
-    """Turn down what `layers` does not ask for, and insist that each of its names leads to something."""
+    """Refuse what `layers` does not name, and raise if one of its names matches nothing."""
     if layers is None:
         return choices
     if callable(layers):
@@ -201,13 +201,13 @@ def _filter(choices: list[WeightChoice], layers: LayerFilter) -> list[WeightChoi
 
 
 def _names(pattern: str, name: str) -> bool:
-    """Tell whether a name or wildcard stands for a parameter or for a module that holds it."""
+    """Tell whether a name or wildcard matches a parameter or a module that holds it."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
 
 
 def _nothing_found(pattern: str, hits: list[WeightChoice], choices: list[WeightChoice]) -> str:
-    """Say why a name in `layers` leads to no weight."""
+    """Say why a name in `layers` matches no weight."""
     if hits:
         why = "; ".join(f"{choice.name}: {choice.reason}" for choice in hits[:4])
         return f"`layers` must name weights that can be taken, got {pattern!r}: {why}. Leave it out."

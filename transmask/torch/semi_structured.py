@@ -27,10 +27,10 @@ def to_sparse_semi_structured(
     ----------
     model : torch.nn.Module
         On a CUDA device of compute capability 8.0 or newer, in float16 or bfloat16, with the zeros written into its
-        weights (`MaskController.remove`). Changed in place; as it was if an error is raised.
+        weights (`MaskController.remove`). Modified in place; unchanged if an error is raised.
     transpose : bool, default True
-        Compress W.T as well, so that the backward product, for gradients of the inputs, is sparse too. The compressed
-        weights themselves are not trained.
+        Also compress W.T, so that the backward product, which gives the gradients of the inputs, is sparse too. The
+        compressed weights themselves are not trained.
     layers : str, iterable of str or callable, optional
         As in `sparsify`.
 
@@ -56,7 +56,7 @@ def to_sparse_semi_structured(
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(refusals.items())[:8])
         raise InvalidArgumentError(
             f"`model` must have a linear layer for sparse tensor cores, got none: {reasons}. "
-            "transmask.torch.pack packs 2:4 weights on any machine."
+            "transmask.packing.pack packs 2:4 weights on any machine."
         )
     for module, sparse in compressed.items():
         module.weight = nn.Parameter(sparse, requires_grad=False)
@@ -68,7 +68,7 @@ def to_sparse_semi_structured(
 def _refusal(choice: WeightChoice, transpose: bool) -> str:
     """Say why a weight cannot be compressed; empty if it can."""
     if type(choice.module) is not nn.Linear:
-        return f"a {type(choice.module).__name__}, no linear layer"
+        return f"a {type(choice.module).__name__}, not a linear layer"
     weight = choice.module.weight
     refusal = _device_refusal(weight)
     if refusal:

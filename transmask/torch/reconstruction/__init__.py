@@ -1,4 +1,14 @@
-"""Prune a trained model in one shot: masks and refitted weights, layer by layer, from a little calibration data."""
+"""Prune a trained model in one shot: masks and refitted weights, layer by layer, from a little calibration data.
+
+reconstruct.py     selects the layers, finds their masks and refits them, one after the other
+report.py          what became of each layer
+calibration.py     runs a model on the data, and re-estimates batch normalisation
+gram.py            Gram matrices of the inputs of layers
+scores.py          what the masks maximise over: where a new score goes
+layer_problem.py   the problem of one layer, and the contract of the methods that solve it
+least_squares.py, adaprune.py   the methods: a new one is a file, and a row in `reconstruct._METHODS`
+convert.py         from unstructured zeros to N:M
+"""
 
 from .adaprune import AdaPrune
 from .convert import convert_unstructured, supported_pattern

@@ -1,10 +1,10 @@
 """AdaPrune: the same problem by Adam, as in the paper that introduced it.
 
 Method
-    Adam on the kept weights, and with its own rate on the bias, from S * W; the best iterate is returned. The published
-    code keeps every activation in memory and draws mini-batches of 50; here the gradient of the whole calibration set
-    comes from the Gram matrix, so that nothing is kept and nothing is drawn at random. The published code ignores the
-    rates it is given, skips linear layers without a word, and returns the last iterate.
+    Adam on the kept weights and, with a rate of its own, on the bias, starting from S * W; the best iterate is
+    returned. The published code keeps every activation in memory and draws mini-batches of 50; here the gradient of the
+    whole calibration set comes from the Gram matrix, so nothing is kept and nothing is random. The published code
+    ignores the rates it is given, skips linear layers in silence, and returns the last iterate.
 Guarantee
     Never worse than S * W on the calibration data.
 Cost
@@ -67,7 +67,7 @@ class AdaPrune(ReconstructionMethod):
         weight, bias = weight.clone(), bias.clone()
         groups = [{"params": [weight], "lr": self.learning_rate}, {"params": [bias], "lr": self.bias_learning_rate}]
         optimizer = torch.optim.Adam(groups)
-        # The mean square of the outputs as the unit: Adam's own epsilon then means the same for every layer.
+        # With the squared outputs as the unit, Adam's epsilon means the same for every layer.
         scale = (problem.weight @ problem.gram * problem.weight).sum().clamp(min=torch.finfo(torch.float64).tiny)
         best, best_loss = torch.cat([weight, bias], dim=2), float("inf")
         for _ in range(self.max_iterations + 1):

@@ -1,4 +1,4 @@
-"""Run a model on calibration data, leaving its modes as they were, and say what is wrong with the data."""
+"""Run a model on calibration data without changing its modes, and say what is wrong with the data."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ ForwardFunction: TypeAlias = Callable[[nn.Module, Any], Any]
 
 
 class Calibration:
-    """Batches that a model is run on, several times over.
+    """Batches on which a model runs, more than once.
 
     Parameters
     ----------
     batches : iterable
         Of tensors, of sequences whose first item is the input (as a DataLoader gives), or of mappings of keyword
-        arguments. Gone through more than once: no generator.
+        arguments. Not a generator: it is iterated more than once.
     forward : callable, optional
         ``forward(model, batch)`` for batches of another form.
 
     Raises
     ------
     InvalidTypeError
-        If `batches` cannot be gone through more than once.
+        If `batches` cannot be iterated more than once.
     """
 
     def __init__(self, batches: Iterable[Any], forward: ForwardFunction | None = None) -> None:
@@ -42,8 +42,7 @@ class Calibration:
             )
         if isinstance(batches, Iterator):
             raise InvalidTypeError(
-                f"`calibration` must allow to go through it again, got a {type(batches).__name__}. "
-                "Pass list(...) of it."
+                f"`calibration` must be iterable more than once, got a {type(batches).__name__}. Pass list(...) of it."
             )
         self._batches = batches
         self._forward = forward or _run_batch
@@ -55,11 +54,11 @@ class Calibration:
         Parameters
         ----------
         model : torch.nn.Module
-            Its training flags are as before when this returns or raises.
+            Its training flags are restored when this returns or raises.
         only_first : bool
             Stop after the first batch.
         batch_norm : bool
-            Have batch normalisation use and track the statistics of the batches.
+            Make batch normalisation use and track the statistics of the batches.
 
         Raises
         ------
@@ -128,7 +127,7 @@ def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
 
 @contextmanager
 def _modes(model: nn.Module, batch_norm: bool) -> Iterator[None]:
-    """Set evaluation mode, but for batch normalisation if asked, and restore every flag."""
+    """Set evaluation mode, except for batch normalisation if asked, and restore every flag."""
     flags = {module: module.training for module in model.modules()}
     model.eval()
     try:

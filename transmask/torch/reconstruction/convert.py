@@ -1,4 +1,4 @@
-"""From unstructured sparsity to N:M: for each layer the sparsest pattern that its zeros support already."""
+"""From unstructured sparsity to N:M: for each layer, the sparsest pattern that its zeros already support."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _GROUP_SIZE = "It is the group size, 8 in '4:8'."
 
 
 def supported_pattern(sparsity: float, m: int, *, confidence: float = 0.95) -> Pattern:
-    """Return the sparsest N:M that unstructured zeros support already.
+    """Return the sparsest N:M that unstructured zeros already support.
 
-    Were each entry zero with probability p on its own, a group of M would hold at least k zeros with probability
+    If each entry were zero with probability p, independently, a group of M would hold at least k zeros with probability
 
         P_k = sum_{i >= k} C(M, i) p^i (1 - p)^(M - i)
 
@@ -94,14 +94,14 @@ def convert_unstructured(
     Parameters
     ----------
     model : torch.nn.Module
-        With zeros in its weights (torch.nn.utils.prune made permanent). Changed in place; as it was if an error is
+        With zeros in its weights (torch.nn.utils.prune made permanent). Modified in place; unchanged if an error is
         raised.
     calibration : iterable
         As in `reconstruct`.
     m : int
         Group size.
     confidence : float, default 0.95
-        As in `supported_pattern`: the higher, the less is pruned beyond what is zero already.
+        As in `supported_pattern`: the higher it is, the less is pruned beyond what is already zero.
     transposable : bool, default True
         As in `sparsify`.
     **options
@@ -110,7 +110,7 @@ def convert_unstructured(
     Returns
     -------
     ReconstructionReport
-        Layers with too few zeros for any N < M are among those left as they are.
+        It lists layers with too few zeros for any N < M among those that were skipped.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def convert_unstructured(
 def _supported_patterns(
     model: nn.Module, m: int, confidence: float, transposable: bool, allow: Collection[Allowed]
 ) -> tuple[dict[str, Pattern], dict[str, str]]:
-    """Choose the pattern of each weight; say which ones have too few zeros, or a mask that is not permanent yet."""
+    """Choose the pattern of each weight; say which have too few zeros, or a mask that is not permanent yet."""
     report = select_weights(model, Pattern(1, m), transposable=transposable, allow=allow, refuse=unobservable(model))
     found: dict[str, Pattern] = {}
     left = {choice.name: choice.reason for choice in report if choice.reason == PRUNED_LIVE}

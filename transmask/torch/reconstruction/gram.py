@@ -1,11 +1,11 @@
 """Gram matrices of the inputs of layers, accumulated while a model runs; the inputs themselves are not kept.
 
 A linear layer or a convolution computes, for each of its groups, W X with X of shape (D, samples): D is the input
-channels of a group times the kernel positions, and an input of ones for the bias. All that the squared error of W'
+channels of a group times the kernel positions, and an input of ones for the bias. The squared error of W'
 
     || W X - W' X ||^2 = trace( (W - W') G (W - W').T )
 
-needs to know of X is G = X X.T, of shape (D, D).
+depends on X only through G = X X.T, of shape (D, D).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def collect_grams(
     Returns
     -------
     list of torch.Tensor of float64, shape (groups, D, D)
-        On the device of the layer. The last of D is the input of ones if the layer has a bias.
+        On the device of the layer. The last of D is the input of ones, if the layer has a bias.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def collect_grams(
     grams: list[Tensor | None] = [None] * len(layers)
 
     def watch(index: int, layer: SupportedLayer) -> RemovableHandle:
-        # After the forward, so that an input that does not fit is the layer's own error.
+        # After the forward, so that the layer itself complains about an input that does not fit.
         def accumulate(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
             for rows in layer_rows(layer, args[0] if args else kwargs["input"]):
                 values = rows.to(torch.float64)

@@ -55,7 +55,7 @@ class Fit:
     weight : torch.Tensor of float64, shape (groups, K, D)
         Zero where the mask is.
     note : str
-        What the caller should know, such as a singular Gram matrix; empty if nothing.
+        Anything the caller should know, such as a singular Gram matrix; otherwise empty.
     """
 
     weight: Tensor
@@ -63,7 +63,7 @@ class Fit:
 
 
 class ReconstructionMethod(ABC):
-    """Base class of the methods; options live in the constructor."""
+    """Base class of the methods, which take their options in the constructor."""
 
     @abstractmethod
     def fit(self, problem: LayerProblem, *, name: str) -> Fit:

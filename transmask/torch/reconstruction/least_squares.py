@@ -6,7 +6,7 @@ Method
         (w - w') G (w - w').T + ridge * |w'_s - w_s|^2
 
     is w'_s = w_s + (G_ss + ridge * I)^-1 G_sc w_c, by a Cholesky factorisation in float64. The ridge pulls towards the
-    weights that were there, not towards zero, and not at all on the bias.
+    original weights, not towards zero, and does not act on the bias.
 Guarantee
     The minimum, to rounding. With ridge 0 no weights on the support have a smaller error on the calibration data.
 Cost
@@ -32,7 +32,7 @@ from .layer_problem import Fit, LayerProblem, ReconstructionMethod
 
 __all__ = ["LeastSquares"]
 
-_CHUNK_ENTRIES = 1 << 24  # 128 MB of float64 for the matrices of the rows that are solved at once
+_CHUNK_ENTRIES = 1 << 24  # 128 MB of float64 for the matrices of the rows that are solved together
 _FIRST_RIDGE = 1e-10
 _EPSILON = torch.finfo(torch.float64).eps
 
@@ -43,8 +43,8 @@ class LeastSquares(ReconstructionMethod):
     Parameters
     ----------
     ridge : float, default 1e-2
-        Relative to the mean of the diagonal of the Gram matrix. Where the equations are singular all the same, it is
-        raised tenfold until they are not, with a warning.
+        Relative to the mean of the diagonal of the Gram matrix. If the equations are still singular, it is raised
+        tenfold until they are not, with a warning.
 
     Raises
     ------

@@ -59,28 +59,29 @@ def reconstruct(
     forward: ForwardFunction | None = None,
     progress: bool = True,
 ) -> ReconstructionReport:
-    """Prune the weights of a trained model and refit what is kept, so that each layer's outputs change least.
+    """Prune the weights of a trained model and refit those that are kept, so that each layer's outputs change least.
 
-    For every layer, with X its inputs on the calibration data and S the mask, the weights W become the minimiser of
+    For every layer, with X its inputs on the calibration data and S the mask, the weights and the bias become those W'
+    that minimise
 
         || W X - (S * W') X ||^2
 
-    and so does the bias. X is never stored: only X X.T is accumulated.
+    X is never stored: only X X.T is accumulated.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Changed in place; as it was if an error is raised. Linear layers and convolutions are treated.
+        Modified in place; unchanged if an error is raised. Linear layers and convolutions are pruned.
     calibration : iterable
-        Of batches: tensors, sequences whose first item is the input, or mappings of keyword arguments. A few hundred
-        samples. Gone through once, and in a sequential run once for each layer and once more.
+        Batches: tensors, sequences whose first item is the input, or mappings of keyword arguments; a few hundred
+        samples. A sequential run goes through it once for each layer and once more, any other run once.
     pattern : Pattern, str, tuple of two int, or mapping of str to these
-        N entries kept of every M; or names of weights, each with its own pattern, and no others are treated.
+        N entries kept of every M; or names of weights, each with its own pattern, in which case no others are pruned.
     method : {"least_squares", "adaprune"} or ReconstructionMethod, default "least_squares"
         An instance carries its options, as in ``LeastSquares(ridge=0.01)``.
     sequential : bool, default True
-        Let each layer see the inputs that the pruned layers before it give, instead of those of the dense model, and
-        treat layers in the order in which they run.
+        Fit each layer to the inputs that the pruned layers before it give, instead of those of the dense model, in the
+        order in which the layers run.
     scores : {"magnitude", "wanda"} or callable, default "magnitude"
         What the masks maximise over; see `compute_scores`.
     transposable, layers, skip_ends, allow, constraint, solver
@@ -95,7 +96,7 @@ def reconstruct(
     Returns
     -------
     ReconstructionReport
-        The error of every layer before and after, and why other parameters were left alone.
+        The error of every layer before and after, and why other parameters were skipped.
 
     Raises
     ------
@@ -159,7 +160,7 @@ def _select(
     skip_ends: bool,
     allow: Collection[Allowed],
 ) -> list[tuple[WeightChoice, MaskRule]]:
-    """Pair every parameter with the rule for its mask; where each has its own pattern, in the order of the model."""
+    """Pair every parameter with the rule for its mask, in the order of the model."""
     if not isinstance(pattern, Mapping):
         rule = MaskRule.of(pattern, *options)
         report = select_weights(
@@ -218,7 +219,7 @@ def _treat(job: _Job, gram: Tensor, method: ReconstructionMethod, scores: Scores
 
 @contextmanager
 def _unchanged_on_error(model: nn.Module, jobs: list[_Job]) -> Iterator[None]:
-    """Put weights, biases and running statistics back if anything is raised."""
+    """Restore weights, biases and running statistics if anything is raised."""
     tensors = [tensor for job in jobs for tensor in (job.layer.weight, job.layer.bias) if tensor is not None]
     tensors += [buffer for layer in batch_norm_layers(model) for buffer in layer.buffers()]
     saved = [tensor.detach().clone() for tensor in tensors]
@@ -233,7 +234,7 @@ def _unchanged_on_error(model: nn.Module, jobs: list[_Job]) -> Iterator[None]:
 
 @contextmanager
 def _bar(wanted: bool, total: int) -> Iterator[Callable[[LayerFit], object]]:
-    """Show what each layer's error was and became, on a terminal."""
+    """Show each layer's error before and after, on a terminal."""
     console = Console(stderr=True)
     if not (wanted and console.is_terminal):
         yield lambda fit: None

@@ -24,7 +24,7 @@ class LayerFit:
     error_fitted : float
         The same with the kept weights refitted.
     note : str
-        What else should be known, such as a singular Gram matrix; empty if nothing.
+        Anything else to know, such as a singular Gram matrix; otherwise empty.
     """
 
     name: str
@@ -43,7 +43,7 @@ class ReconstructionReport:
     fits : tuple of LayerFit
         In the order of treatment.
     left : tuple of (str, str)
-        Name and reason of every parameter that was left as it is.
+        Name and reason of every parameter that was skipped.
     batch_norm_layers : int
         How many batch-norm layers were re-estimated.
     """

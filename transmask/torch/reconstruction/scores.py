@@ -24,8 +24,8 @@ def compute_scores(scores: Scores, weight: Tensor, gram: Tensor, *, name: str) -
     Parameters
     ----------
     scores : {"magnitude", "wanda"} or callable
-        "magnitude" is ``|w|``; "wanda" is ``|w| * ||x||``, with ||x|| the norm of the input the entry is multiplied
-        with; a callable gets the weight and the Gram matrix.
+        "magnitude" is ``|w|``; "wanda" is ``|w| * ||x||``, with ||x|| the norm of the input that the entry multiplies;
+        a callable gets the weight and the Gram matrix.
     weight : torch.Tensor, shape (K, C / groups, ...)
     gram : torch.Tensor of float64, shape (groups, D, D)
         With or without the input of ones for the bias.
@@ -39,9 +39,9 @@ def compute_scores(scores: Scores, weight: Tensor, gram: Tensor, *, name: str) -
     Raises
     ------
     InvalidTypeError
-        If `scores` is neither a name nor callable, or the callable returns no tensor.
+        If `scores` is neither a name nor callable, or the callable does not return a tensor.
     InvalidArgumentError
-        If it is another name, or the callable returns another shape.
+        If the name is unknown, or the callable returns another shape.
 
     References
     ----------

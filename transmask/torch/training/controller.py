@@ -1,4 +1,4 @@
-"""Steer the masks of a model through training."""
+"""Control the masks of a model during training: attach an optimizer, refresh, freeze, remove."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class RefreshRecord:
     name : str
         The parameter.
     flipped : int
-        Entries that went from kept to pruned or back: the sparse architecture divergence from the mask before.
+        Entries that went from kept to pruned or back: the sparse architecture divergence from the previous mask.
     size : int
         Entries in all.
     seconds : float
-        Wall time of finding the mask, the copy to the CPU and back included.
+        Wall time of finding the mask, including the copy to the CPU and back.
     """
 
     step: int
@@ -54,19 +54,19 @@ class RefreshRecord:
 
 
 class MaskController:
-    """Steers the masks of a sparsified model; made by `sparsify`.
+    """Controls the masks of a sparsified model; `sparsify` makes it.
 
-    All that a resumed run needs lies in the model's own state_dict. A controller for a deep copy of the model is made
-    with ``MaskController(copy)``; a deep copy of the controller copies its model, too, and has no optimizer.
+    The model's own state_dict holds all that a resumed run needs. To control a deep copy of the model, make another:
+    ``MaskController(copy)``. A deep copy of the controller also copies its model, and has no optimizer.
 
     Parameters
     ----------
     model : torch.nn.Module
-        With masks on it.
+        Carrying masks.
     report : SelectionReport, optional
-        Why `sparsify` took what it took. Default: what carries a mask and what does not.
+        Which parameters `sparsify` took, and why. Default: which carry a mask.
     load_handle : torch.utils.hooks.RemovableHandle, optional
-        Of the hook that checks masks when the model loads them, to be removed with the masks.
+        Handle of the hook that checks masks when the model loads them; removed with the masks.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class MaskController:
     report : SelectionReport
         Every parameter of the model, taken or not, and why.
     history : list of RefreshRecord
-        The refreshes that this controller has seen, oldest first; clear it whenever it grows too long.
+        The refreshes that this controller has made, oldest first; clear it whenever it grows too long.
 
     Raises
     ------
@@ -104,14 +104,14 @@ class MaskController:
         return list(masked_entries(self.model))
 
     def attach(self, optimizer: Optimizer) -> MaskController:
-        """Count the steps of an optimizer, refresh the masks on time and add the decay before each step.
+        """Count an optimizer's steps, refresh the masks when due, and add the decay before each step.
 
         Parameters
         ----------
         optimizer : torch.optim.Optimizer
-            Holding masked weights; those of another optimizer are not touched. Whether it was made before or after
-            `sparsify` does not matter, but a run that is to be resumed must make it at the same place again: torch
-            numbers the parameters of an optimizer, and masks change their order.
+            It must hold masked weights; those of other optimizers are not touched. You may create it before or after
+            `sparsify`, but a resumed run must create it at the same point as the original: torch numbers an
+            optimizer's parameters, and masks change their order.
 
         Returns
         -------
@@ -121,9 +121,9 @@ class MaskController:
         Raises
         ------
         InvalidTypeError
-            If `optimizer` is none.
+            If `optimizer` is not a torch Optimizer.
         InvalidArgumentError
-            If it holds no masked weight, or is attached already.
+            If it holds no masked weight, or is already attached.
         """
         if not isinstance(optimizer, Optimizer):
             raise InvalidTypeError(f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
@@ -141,7 +141,7 @@ class MaskController:
         return self
 
     def refresh(self) -> list[RefreshRecord]:
-        """Find the masks anew from the present weights, now, except frozen ones.
+        """Refresh every mask that is not frozen, now, from the current weights.
 
         Returns
         -------
@@ -151,7 +151,7 @@ class MaskController:
         Raises
         ------
         InvalidArgumentError
-            If a weight is NaN or infinite; every mask is as it was.
+            If a weight is NaN or infinite; no mask changes then.
         """
         return self._refresh([entry.masked for entry in self._entries() if not entry.masked.is_frozen])
 
@@ -178,7 +178,7 @@ class MaskController:
         return records
 
     def masks(self) -> dict[str, Tensor]:
-        """Copy the masks, by the name that the parameter had in the dense model.
+        """Copy the masks, keyed by each parameter's name in the dense model.
 
         Returns
         -------
@@ -192,7 +192,7 @@ class MaskController:
             entry.masked.freeze()
 
     def remove(self) -> None:
-        """Write the zeros into the weights and leave an ordinary model, with the parameters it had."""
+        """Write the zeros into the weights and leave an ordinary model with its original parameters."""
         for hooks in self._hooks:
             hooks.remove()
         self._hooks.clear()

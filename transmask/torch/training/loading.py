@@ -1,4 +1,4 @@
-"""Loading masks: checked before anything is changed, and in either of the two styles torch has for them.
+"""Load masks, checked before anything changes, in either of the two styles that torch has for them.
 
 parametrize   <module>.parametrizations.<name>.original, ....0.mask, ....0.step, ...     (`sparsify`)
 prune         <module>.<name>_orig, <module>.<name>_mask                                 (`transposable`)
@@ -40,7 +40,7 @@ class MaskedEntry:
     module : torch.nn.Module
     attribute : str
     original : torch.nn.Parameter
-        The dense weight that is trained.
+        The dense weight that the optimizer trains.
     masked : MaskedWeight
     """
 
@@ -68,7 +68,8 @@ def load_masks(module: nn.Module, state_dict: StateDict, prefix: str, *_: object
     Raises
     ------
     CheckpointError
-        If a mask is of another pattern or shape, or a weight is masked here and dense there; the model is unchanged.
+        If a mask has another pattern or shape, or a weight is masked on one side and dense on the other; the model is
+        unchanged.
     """
     entries = list(masked_entries(module))
     _check_masked_weights(module, {entry.name for entry in entries}, state_dict, prefix)
@@ -88,7 +89,7 @@ def load_masks(module: nn.Module, state_dict: StateDict, prefix: str, *_: object
 def _check_masked_weights(module: nn.Module, wanted: set[str], state_dict: StateDict, prefix: str) -> None:
     """Raise CheckpointError if a weight is masked in the model and dense in the state_dict, or the other way round.
 
-    A weight that is missing is no contradiction: torch hides from hooks whether loading is strict.
+    A missing weight is not an error here: torch hides from hooks whether loading is strict.
     """
     held = {_masked_weight(key, state_dict, prefix) for key in state_dict}
     plain = {name for name, _ in module.named_parameters(remove_duplicate=False)}
@@ -144,12 +145,12 @@ def _check_entry(entry: MaskedEntry, state_dict: StateDict, base: str) -> None:
 
 
 def check_loaded_mask(mask: Tensor, present: Tensor, layout: Layout, rule: MaskRule, name: str) -> Tensor:
-    """Return a mask from a checkpoint as bool, if it is one that the rule could have made.
+    """Return a mask from a checkpoint as bool, if the rule could have made it.
 
     Raises
     ------
     CheckpointError
-        If its shape differs from the `present` mask, it is no mask, or it breaks the pattern.
+        If its shape differs from that of the `present` mask, it is not a mask, or it breaks the pattern.
     """
     if mask.shape != present.shape:
         raise CheckpointError(

@@ -37,7 +37,7 @@ class TrainingRule:
     refresh_every : int
         Optimizer steps between two refreshes of a mask; "fixed" never refreshes.
     decay : float
-        What "sr-ste" adds to the gradient of a pruned weight W is ``decay * W``.
+        "sr-ste" adds ``decay * W`` to the gradient of a pruned weight W.
 
     Raises
     ------
@@ -74,8 +74,8 @@ class MaskedWeight(nn.Module):
     ``pattern``
         int64, (N, M).
     ``_extra_state``
-        1-D, the dual variables from which the next refresh starts; empty if the solver has no warm start. They are no
-        buffer, so that they stay on the CPU in their own precision and distributed training does not send them around.
+        1-D, the dual variables from which the next refresh starts; empty if the solver has no warm start. They are not
+        a buffer, so they stay on the CPU in their own precision, and distributed training does not send them around.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class MaskedWeight(nn.Module):
         self._mirror()
 
     def _mirror(self) -> None:
-        """Copy to plain numbers what Python code branches on, so that no step waits for the device."""
+        """Mirror what Python branches on as plain numbers, so that no step waits for the device."""
         self.steps = int(self.step)
         self.is_frozen = bool(self.frozen)
 
@@ -125,11 +125,11 @@ class MaskedWeight(nn.Module):
         return weight
 
     def find(self, weight: Tensor, name: str) -> tuple[Tensor, StoredDuals | None]:
-        """Find the mask that `weight` asks for now; nothing is changed."""
+        """Find the mask for the current `weight`, without changing anything."""
         return self.mask_rule.find(weight, self.layout, name=name, start=self.duals)
 
     def replace(self, mask: Tensor, duals: StoredDuals | None) -> int:
-        """Take a new mask, in place, and return how many entries changed their state."""
+        """Replace the mask in place, and return how many entries changed their state."""
         new = mask.to(self.mask.device)
         flipped = int(torch.count_nonzero(new ^ self.mask))
         self.mask.copy_(new)
@@ -161,7 +161,7 @@ class MaskedWeight(nn.Module):
         return torch.from_numpy(np.concatenate([dual.ravel() for dual in self.duals]))
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take the duals back; an empty tensor means none."""
+        """Restore the duals; an empty tensor means that there are none."""
         if state.numel() == 0:
             self.duals = None
             return

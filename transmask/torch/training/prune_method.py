@@ -20,7 +20,7 @@ from .loading import check_loaded_mask
 __all__ = ["TransposablePruning", "transposable"]
 
 _LOADING: WeakSet[nn.Module] = WeakSet()
-"""The modules that have the hook on loading already."""
+"""The modules that already have the loading hook."""
 
 
 class TransposablePruning(prune.BasePruningMethod):
@@ -61,23 +61,23 @@ def transposable(
     """Prune a weight to N:M in its rows and its columns, in the manner of `torch.nn.utils.prune`.
 
     The module gets the parameter ``<name>_orig`` and the buffer ``<name>_mask``, and computes with their product.
-    ``torch.nn.utils.prune.remove(module, name)`` makes it permanent. It loads the state of a `sparsify` model, and the
-    other way round; masks of another pattern are refused, module by module as torch loads them.
+    ``torch.nn.utils.prune.remove(module, name)`` makes it permanent. It loads the state of a `sparsify` model, and vice
+    versa; masks of another pattern are refused, module by module as torch loads them.
 
     Parameters
     ----------
     module : torch.nn.Module
-        Changed in place, unless an error is raised.
+        Modified in place, unless an error is raised.
     name : str
         The weight, such as "weight".
     n, m : int
         Keep `n` of every `m`.
     constraint : {"exactly", "at_most"}, default "exactly"
-        A weight that is pruned already keeps at most N: what is gone stays gone.
+        A weight that is already pruned keeps at most N: pruned entries stay pruned.
     solver : str or Solver, default "auto"
         As in `transmask.transposable_mask`.
     importance_scores : torch.Tensor, optional
-        The shape of the weight; their magnitudes replace those of the weight.
+        The shape of the weight; the mask maximises their magnitudes instead of the weight's.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def transposable(
     Raises
     ------
     InvalidTypeError, InvalidArgumentError, UnsupportedPatternError
-        If an argument cannot be used, or the weight is no stack of matrices.
+        If an argument cannot be used, or the weight is not a stack of matrices.
 
     Examples
     --------

@@ -33,16 +33,16 @@ def sparsify(
     estimator: Estimator = "sr-ste",
     decay: float = 2e-4,
 ) -> MaskController:
-    """Put masks on the weights of a model, found from their present values.
+    """Put masks on the weights of a model, found from their current values.
 
-    Each masked weight W becomes a parametrisation: the model computes with S * W, the optimizer trains W. Parameters
-    keep their identity. Nothing is changed if an error is raised.
+    Each masked weight W becomes a parametrisation: the model computes with S * W, and the optimizer trains W.
+    Parameters keep their identity. If an error is raised, the model is unchanged.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Changed in place. Linear layers, convolutions (the matrix at each kernel position) and the packed projections
-        of MultiheadAttention are taken.
+        Modified in place. Masks go on linear layers, on convolutions (the matrix at each kernel position) and on the
+        packed projections of MultiheadAttention.
     pattern : Pattern, str or tuple of two int
         Such as "2:4": N entries kept of every M.
     transposable : bool, default True
@@ -50,26 +50,26 @@ def sparsify(
         (Zhou et al. 2021).
     layers : str, iterable of str or callable, optional
         Names or wildcards ("encoder.*") of parameters or of their modules, or a predicate of a parameter's name and
-        its module. Default: every weight that can be taken; the controller's report lists them all.
+        its module. Default: every weight that can carry a mask; the controller's report lists them all.
     skip_ends : bool, default False
         Leave the first and the last weight dense, in the order in which the modules were registered.
     allow : collection of {"grouped", "depthwise", "transposed"}
-        Kinds of convolutions that are otherwise left dense.
+        Kinds of convolutions that stay dense unless named here.
     constraint : {"exactly", "at_most"}, default "exactly"
     solver : str or Solver, default "auto"
         As in `transmask.transposable_mask`.
     refresh_every : int, default 40
         Optimizer steps between two refreshes of the masks.
     estimator : {"sr-ste", "ste", "fixed"}, default "sr-ste"
-        "sr-ste": straight-through gradient, pruned weights decay; "ste": the same without decay; "fixed": the first
-        masks stay, pruned weights get no gradient.
+        "sr-ste": straight-through gradient, pruned weights decay. "ste": the same without decay. "fixed": the first
+        masks stay, and pruned weights get no gradient.
     decay : float, default 2e-4
-        Added to the gradient of a pruned weight W as ``decay * W``, once an optimizer step.
+        Adds ``decay * W`` to the gradient of a pruned weight W, once per optimizer step.
 
     Returns
     -------
     MaskController
-        Attach the optimizer to it: ``controller.attach(optimizer)``. Without one the masks are never refreshed.
+        Attach your optimizer to it, ``controller.attach(optimizer)``, or the masks are never refreshed.
 
     Raises
     ------

@@ -5,8 +5,8 @@ pruned weights towards zero:
 
     W <- W - lr * ( g + decay * (1 - S) * W )
 
-The published code adds the decay inside autograd, so that a loss scale divides it, every micro-batch adds it again and
-a sum over processes multiplies it. Here it is added once an optimizer step, when the gradient is complete.
+The published code adds the decay inside autograd, where a loss scale divides it, every micro-batch adds it again and a
+sum over processes multiplies it. Here it is added once per optimizer step, when the gradient is complete.
 
 References
 ----------
@@ -34,9 +34,9 @@ class StepHooks:
     ----------
     optimizer : torch.optim.Optimizer
     weights : iterable of (torch.nn.Parameter, MaskedWeight)
-        Those that `optimizer` does not hold are left alone, so that a model may have several optimizers.
+        Those that `optimizer` does not hold are skipped, so a model may have several optimizers.
     refresh : callable
-        Given the masks that are due, after the step.
+        Called after a step with the masks that are due.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class StepHooks:
         ]
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Add the decay to the gradients, or have the closure add it each time it has computed them."""
+        """Add the decay to the gradients, or make the closure add it each time it computes them."""
         position = next((index for index, value in enumerate(args) if index and callable(value)), None)
         closure = kwargs.get("closure") if position is None else args[position]
         if closure is None:
@@ -84,8 +84,8 @@ class StepHooks:
 
     @torch.no_grad()
     def _add_decay(self) -> None:
-        """Add ``decay * (1 - S) * W`` to every gradient that is there."""
-        # A fused optimizer divides by GradScaler's scale only inside its step: what is added now is scaled as well.
+        """Add ``decay * (1 - S) * W`` to every existing gradient."""
+        # A fused optimizer divides by GradScaler's scale inside its step, so what is added now must be scaled, too.
         scale = getattr(self.optimizer, "grad_scale", None)
         for parameter, masked, maximise in self.served():
             masked.decay_into(parameter, (-1.0 if maximise else 1.0) * (1.0 if scale is None else scale))
