@@ -285,7 +285,7 @@ def test_a_weight_that_is_not_finite_is_refused_with_the_name_of_its_tensor(tmp_
 def test_nothing_to_prune_and_nothing_to_check(tmp_path):
     write_safetensors(tmp_path / "m.safetensors", {"bias": np.ones(4), "wte": np.ones((8, 8)), "n": np.array(3)})
     with pytest.raises(
-        tm.InvalidArgumentError, match=r"got none of 3 .* Skipped: bias: 1-d, no matrix; wte: embedding"
+        tm.InvalidArgumentError, match=r"got none of 3 .* Skipped: bias: 1-d, not a matrix; wte: embedding"
     ):
         plan_pruning(tmp_path / "m.safetensors", "2:4")
     with pytest.raises(tm.InvalidArgumentError, match="`model` must hold a tensor to check, got none"):

@@ -122,8 +122,8 @@ def test_biases_and_scales_are_not(name, kind):
         (tensor("mask", (8, 8), "bool"), "bool is not floating"),
         (tensor("freqs", (8, 8), "complex64"), "complex64 is not floating"),
         (tensor("packed", (8, 8), "F4"), "F4 is not floating"),
-        (tensor("vector", (8,)), "1-d, no matrix"),
-        (tensor("scalar", ()), "0-d, no matrix"),
+        (tensor("vector", (8,)), "1-d, not a matrix"),
+        (tensor("scalar", ()), "0-d, not a matrix"),
         (tensor("small", (3, 8)), "3 x 8 is smaller than M = 4"),
         (tensor("conv1", (64, 3, 7, 7)), "64 x 3 is smaller than M = 4"),
         (tensor("depthwise", (64, 1, 9, 9)), "64 x 1 is smaller than M = 4"),
@@ -162,7 +162,7 @@ def test_include_takes_embeddings_and_leaves_the_rest():
     assert [(choice.axes, choice.reason) for choice in chosen] == [
         ((0, 1), ""),
         (None, "not included"),
-        (None, "1-d, no matrix"),
+        (None, "1-d, not a matrix"),
     ]
 
 

@@ -73,7 +73,7 @@ def test_the_outputs_must_differ(model, tmp_path):
         ("new.npz", "`output` must end with '.safetensors' like the input"),
         ("new", "`output` must end with '.safetensors' like the input"),
         ("folder.safetensors", "which is a folder"),
-        ("pipe.safetensors", "which is no regular file"),
+        ("pipe.safetensors", "which is not a regular file"),
         ("x" * 300 + ".safetensors", "File name too long"),
     ],
 )

@@ -94,7 +94,7 @@ def test_prune_says_what_it_did(model):
     assert re.search(r"^pruned +shape +kept +gap +time$", out, re.MULTILINE)
     assert re.search(r"^conv\.weight +8x8x3x3 +\d\d\.\d\d % +0 \(proven\) +[\d.]+ m?s$", out, re.MULTILINE)
     assert re.search(r"^embed_tokens\.weight +16x8 +float64 +embedding by its name$", out, re.MULTILINE)
-    assert re.search(r"^norm\.weight +8 +float16 +1-d, no matrix$", out, re.MULTILINE)
+    assert re.search(r"^norm\.weight +8 +float16 +1-d, not a matrix$", out, re.MULTILINE)
     assert re.search(r"^\[bold\]ids\[/bold\] +4 +I64 +I64 is not floating$", out, re.MULTILINE)
     assert "pruned 2 tensors, 832 weights, 2:4 exactly, solver " in out
     assert re.search(r"^gap    0 \(proven\) in all, 0 \(proven\) in the worst tensor$", out, re.MULTILINE)
@@ -127,7 +127,7 @@ def test_prune_prints_nothing_but_json_on_stdout(model):
     assert [row["name"] for row in report["pruned"]] == ["layers.0.weight", "embed_tokens.weight"]
     assert [(row["name"], row["reason"]) for row in report["skipped"]] == [
         ("conv.weight", "excluded"),
-        ("norm.weight", "1-d, no matrix"),
+        ("norm.weight", "1-d, not a matrix"),
         ("[bold]ids[/bold]", "I64 is not floating"),
     ]
     kept = sum(row["kept"] for row in report["pruned"])
@@ -291,7 +291,7 @@ def fails(capsys, folder, arguments, monkeypatch):
         ([*PRUNE, "--threads", "x"], "Invalid value for '--threads'"),
         ([*PRUNE, "--thread", "1"], "No such option"),
         ([*PRUNE, "--no-apply"], "`--masks` must be given with --no-apply."),
-        (["prune", "m.safetensors", "-p", "2:4"], "`--output` must be given. With --masks and --no-apply"),
+        (["prune", "m.safetensors", "-p", "2:4"], "`--output` must be given. To write the masks alone, use --masks"),
         (["prune", "m.safetensors", "-o", "new.safetensors"], "Missing option '--pattern'"),
         (["prune", "-p", "2:4"], "Missing argument 'MODEL'"),
         (["prune", "gone.safetensors", "-o", "new.safetensors", "-p", "2:4"], "gone.safetensors: No such file"),

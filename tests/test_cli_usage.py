@@ -26,7 +26,7 @@ def test_a_pattern_that_keeps_nothing_prunes_nothing(folder, capsys, more):
     before = files_in(folder)
     assert main(["prune", "m.safetensors", "-o", "new.safetensors", "-p", "0:4", *more]) == 2
     assert capsys.readouterr().err == (
-        "transmask: `--pattern` must keep 1 entry of every M at least, got '0:4'. It would set every weight to zero.\n"
+        "transmask: `--pattern` must keep at least 1 entry of every M, got '0:4'. It would set every weight to zero.\n"
     )
     assert files_in(folder) == before
 

@@ -122,7 +122,7 @@ def block_grid(shape: tuple[int, ...], m: int) -> tuple[int, int]:
 
 
 def constraints_used(shape: tuple[int, ...], m: int, constraint: Constraint) -> list[Constraint]:
-    """List the constraints that the blocks of a (..., R, C) shape are solved under: cut blocks are "at_most".
+    """List the constraints under which the blocks of a (..., R, C) shape are solved: cut blocks are "at_most".
 
     Examples
     --------

@@ -75,12 +75,12 @@ def check_mask(
     Returns
     -------
     MaskReport
-        True as a condition exactly when the mask holds.
+        Truthy exactly when the mask holds the pattern.
 
     Raises
     ------
     InvalidTypeError, InvalidArgumentError
-        If `mask` is no mask, or an argument cannot be used.
+        If `mask` is not a mask, or an argument cannot be used.
 
     Examples
     --------

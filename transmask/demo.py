@@ -1,7 +1,7 @@
 """What ``transmask demo`` measures: a small trained network, pruned by one solver after another.
 
 The network (`transmask.data.digits`) reads digits of 8 x 8 pixels. Every solver prunes the same tensors in one shot,
-without any training afterwards, and the accuracy on images that the network was never shown is computed in numpy.
+without further training, and numpy computes the accuracy on images that the network never saw.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Demo:
     Raises
     ------
     InvalidTypeError, InvalidArgumentError
-        If `pattern` is no pattern, or none of the matrices is large enough for it.
+        If `pattern` is not a pattern, or no matrix is large enough for it.
 
     Examples
     --------
@@ -124,7 +124,7 @@ class Demo:
         Parameters
         ----------
         solver : str
-            A name out of `list_solvers`.
+            A name from `list_solvers`.
         constraint : {"exactly", "at_most"}
         threads : int, optional
             Default: the environment variable TRANSMASK_NUM_THREADS, else every core.
@@ -203,7 +203,7 @@ def draw_block(weights: Array, mask: NDArray[np.bool_], pattern: PatternLike, *,
         True = kept.
     pattern : Pattern, str or tuple of two int
     limit : int, default 16
-        Rows and columns beyond it are left out.
+        Largest number of rows and columns drawn.
 
     Returns
     -------

@@ -33,7 +33,7 @@ class PackedMask:
     InvalidTypeError
         If `bits` is not of dtype uint8.
     InvalidArgumentError
-        If `bits` has not the length that `shape` asks for, or a bit is set past the last entry.
+        If the length of `bits` does not fit `shape`, or a bit is set past the last entry.
 
     Examples
     --------
@@ -55,7 +55,7 @@ class PackedMask:
                 f"`bits` must have shape {(-(-size // 8),)}, 8 entries of {tuple(self.shape)} a byte, got {bits.shape}."
             )
         if size % 8 and bits[-1] >> size % 8:
-            raise InvalidArgumentError("`bits` must be zero past the last entry, got a bit that is set there.")
+            raise InvalidArgumentError("`bits` must be zero past the last entry, got a bit set there.")
         bits = bits.copy()
         bits.flags.writeable = False
         object.__setattr__(self, "bits", bits)
@@ -76,7 +76,7 @@ class PackedMask:
         Raises
         ------
         InvalidTypeError, InvalidArgumentError
-            If `mask` is no mask.
+            If `mask` is not a mask.
         """
         kept = as_mask(mask)
         return cls(np.packbits(kept, axis=None, bitorder="little"), kept.shape)
@@ -96,14 +96,14 @@ MaskLike: TypeAlias = ArrayLike | PackedMask
 
 @dataclass(frozen=True, slots=True)
 class LayerDivergence:
-    """How far the masks of the layers of a network move.
+    """How far the masks of a network move, layer by layer.
 
     Attributes
     ----------
     layers : dict of str to float
-        For each layer the number of entries that differ, or that over the size of the layer.
+        For each layer the number of entries that differ, or their share of the layer.
     total : float
-        The same of all layers together.
+        The same for all layers together.
     """
 
     layers: dict[str, float]
@@ -130,7 +130,7 @@ def sparse_architecture_divergence(
     after : array_like of bool or of 0 and 1, PackedMask, or mapping of str to these
         Of the same shape, or with the same layers.
     normalize : bool, default False
-        Divide by the number of entries, of a layer and of all layers. Others call that the flip rate.
+        Divide by the number of entries, of a layer and of all layers: what others call the flip rate.
 
     Returns
     -------

@@ -33,7 +33,7 @@ class InvalidTypeError(TransmaskError, TypeError):
 
 
 class UnsupportedPatternError(InvalidArgumentError):
-    """The chosen solver cannot answer this pattern or constraint; the message names solvers that can."""
+    """The chosen solver does not take this pattern or constraint; the message names solvers that do."""
 
 
 class CheckpointError(TransmaskError, ValueError):

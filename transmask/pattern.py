@@ -96,7 +96,7 @@ class Pattern:
         InvalidTypeError
             If `text` is not a string.
         InvalidArgumentError
-            If it is not two integers with a colon between them, or they make no pattern.
+            If it is not two integers with a colon between them, or they do not make a pattern.
 
         Examples
         --------
@@ -132,7 +132,7 @@ class Pattern:
         InvalidTypeError
             If `n_zeros` or `m` is not an integer.
         InvalidArgumentError
-            If they make no pattern.
+            If they do not make a pattern.
 
         Examples
         --------
@@ -188,9 +188,9 @@ class Pattern:
         Raises
         ------
         InvalidTypeError
-            If `value` is none of these.
+            If `value` is something else.
         InvalidArgumentError
-            If it makes no pattern.
+            If it does not make a pattern.
 
         Examples
         --------

@@ -261,7 +261,7 @@ def plot_solver_quality(rows: Sequence[Mapping[str, Any]], ax: Axes | None = Non
     Raises
     ------
     InvalidArgumentError
-        If there is no row, or a time is not positive.
+        If `rows` is empty, or a time is not positive.
     """
     if not rows:
         raise InvalidArgumentError("`rows` must have at least one solver, got none.")

@@ -19,7 +19,7 @@ __all__ = ["SADRecord", "SADTracker"]
 
 @dataclass(frozen=True, slots=True)
 class SADRecord:
-    """The masks of one moment, compared with those before.
+    """The masks at one time, compared with earlier ones.
 
     Attributes
     ----------
@@ -39,7 +39,7 @@ class SADRecord:
 
 
 class SADTracker:
-    """Feed it the masks of a network as they change; it keeps two copies, at one bit an entry.
+    """Record how far the masks of a network move; it holds two copies of them, at one bit an entry.
 
     Attributes
     ----------
@@ -84,7 +84,8 @@ class SADTracker:
         Raises
         ------
         InvalidTypeError, InvalidArgumentError
-            If a mask is none, layers or shapes have changed, or `step` is not larger; nothing is recorded then.
+            If something is not a mask, layers or shapes have changed, or `step` is not larger. Then nothing is
+            recorded.
         """
         layers = masks if isinstance(masks, Mapping) else {"mask": masks}
         packed = {

@@ -1,4 +1,4 @@
-"""How many threads work, and one way to spread independent work over them."""
+"""How many threads to use, and one way to spread independent work over them."""
 
 from __future__ import annotations
 
@@ -67,13 +67,14 @@ def resolve_threads(threads: int | None) -> int:
 def run_parallel(function: Callable[[Work], object], items: Iterable[Work], threads: int) -> None:
     """Call `function` on every item, on at most `threads` threads.
 
-    The calling thread works too. The others live as long as the call, so that a fork, a pool of the caller's or a
-    second caller meets none of ours. After an exception, or Ctrl-C, no further item is begun, and it is raised here.
+    The calling thread works, too. The others live only as long as the call, so that they never meet a fork, a pool of
+    the caller's or a second caller. After an exception, or Ctrl-C, no further item starts, and the exception is raised
+    here.
 
     Parameters
     ----------
     function : callable
-        Taking one item. Its result is dropped; calls must not depend on each other.
+        Takes one item. Its result is dropped; calls must not depend on each other.
     items : iterable
         Consumed by the calling thread.
     threads : int
@@ -106,7 +107,7 @@ def run_parallel(function: Callable[[Work], object], items: Iterable[Work], thre
             thread.start()
             started.append(thread)
         work()
-    except BaseException as error:  # no thread could be started, or Ctrl-C came: the others stop
+    except BaseException as error:  # a thread could not start, or Ctrl-C came: the others stop
         errors.append(error)
     finally:
         for thread in started:

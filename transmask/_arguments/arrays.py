@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_MAGNITUDE", "as_mask", "as_weights"]
 
 LARGEST_MAGNITUDE = 1e300
-"""Sums of up to 10^8 of these, and what is computed from them, stay within float64."""
+"""Sums of up to 10^8 of these, and everything computed from them, fit in float64."""
 
 _REAL_EXTENSIONS = ("bfloat16", "float8", "float6", "float4", "int4", "uint4", "int2", "uint2", "int1", "uint1")
 
@@ -31,8 +31,8 @@ def as_weights(weights: ArrayLike, *, argument: str = "weights") -> Array:
     InvalidTypeError
         If the dtype is complex, object, string or anything else that is not real, or has no zero.
     InvalidArgumentError
-        If there are fewer than two axes; an entry is NaN or infinite, which the message counts, naming the first; or an
-        entry is so large that sums overflow.
+        If there are fewer than two axes; if entries are NaN or infinite (the message counts them and names the first);
+        or if an entry is so large that sums overflow.
     """
     array = _as_array(weights, argument)
     if array.dtype.kind not in "biuf" and not array.dtype.name.startswith(_REAL_EXTENSIONS):
@@ -92,7 +92,7 @@ def _refuse_nonfinite(array: Array, argument: str) -> None:
 
 
 def as_mask(mask: ArrayLike, *, argument: str = "mask") -> NDArray[np.bool_]:
-    """Return `mask` as bool with at least two axes; numbers are taken if they are all 0 or 1.
+    """Return `mask` as bool with at least two axes; numbers are accepted if all are 0 or 1.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """See torch tensors as numpy arrays, without importing torch.
 
-A caller who holds a tensor has imported torch already, so it is looked up in ``sys.modules`` and never imported.
+Whoever passes a tensor has imported torch already, so it is looked up in ``sys.modules`` and never imported.
 """
 
 from __future__ import annotations

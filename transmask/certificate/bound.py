@@ -10,12 +10,10 @@ scores r = S - u - v and the row and column sums of the mask X, the distance fro
 
     bound - kept = sum_{X=1} max(0, -r) + sum_{X=0} max(0, r) + sum_i u_i (N - X_i.) + sum_j v_j (N - X_.j)
 
-which is how it is computed: a sum of non-negative terms without cancellation. Good (u, v) come from four places, tried
-in turn for the blocks that need them: what the solver left, shortest paths in the residual graph of the mask
+which is how it is computed: as a sum of non-negative terms, without cancellation. Good (u, v) come from four places,
+tried in turn for the blocks that need them: what the solver left, shortest paths in the residual graph of the mask
 (Bellman-Ford; they exist exactly when the mask is optimal), alternating minimisation of the bound, and a linear program
-where that stalls; see `duals`. Nothing rests on where they come from: any (u, v) prove their bound.
-
-This file shares no code with any solver.
+where that stalls; see `duals`. The proof does not rely on their origin: any (u, v) prove their bound.
 """
 
 from __future__ import annotations

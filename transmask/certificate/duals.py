@@ -1,8 +1,6 @@
 """Where the certificate's dual variables come from: shortest paths, alternating minimisation, a linear program.
 
-Nothing rests on them: any (u, v), with "at_most" any u, v >= 0, prove the bound that belongs to them.
-
-This file shares no code with any solver.
+No proof relies on their origin: any (u, v), with "at_most" any u, v >= 0, prove the bound that belongs to them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``.npz`` and ``.npy`` files, never with pickle.
 
-numpy stores a bfloat16 array as raw 2-byte items (``V2``), so that is what these are read as. The format has no place
-for metadata: what is pruned is written, what was pruned is not noted.
+numpy stores a bfloat16 array as raw 2-byte items (``V2``), so ``V2`` is read as bfloat16. The format has no metadata:
+nothing in the file says what was pruned.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class NpzCheckpoint(Checkpoint):
             self.tensors = tuple(self._describe(archive, name) for name in self._members)
 
     def _describe(self, archive: zipfile.ZipFile, name: str) -> TensorInfo:
-        """Read the header of one member; one that is no array is only ever copied."""
+        """Read the header of one member; what is not an array is only ever copied."""
         if not self._members[name].filename.endswith(".npy"):
             return TensorInfo(name, (), "no array", None)
         with archive.open(self._members[name]) as file:

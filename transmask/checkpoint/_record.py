@@ -97,7 +97,7 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        If `text` is none; `where` says where it stood.
+        If `text` is not a JSON object; `where` says where it stood.
     """
     try:
         value = json.loads(text)

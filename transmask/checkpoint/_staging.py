@@ -1,8 +1,8 @@
 """Files that appear under their names when all of them are complete, or not at all.
 
-Each is written under a temporary name in the folder it is meant for, flushed to the disk, and renamed at the end. A run
-that is killed leaves what was there before, and perhaps a ``.transmask-<random>.part``, which can be removed. What
-replaces a file or a folder gets its permissions.
+Each is written under a temporary name in its own folder, flushed to disk, and renamed at the end. A killed run leaves
+what was there before, and perhaps a ``.transmask-<random>.part``, which you can delete. What replaces a file or a
+folder takes over its permissions.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ __all__ = ["Staging", "creating"]
 class Staging:
     """A ``with`` block that puts the outputs staged in it in place when it ends without an error.
 
-    Several outputs are renamed one after the other, in the order in which they were staged: the last one tells that all
-    are there.
+    Outputs are renamed one by one, in the order in which they were staged: once the last is there, all are.
 
     Parameters
     ----------
@@ -54,7 +53,7 @@ class Staging:
         Parameters
         ----------
         path : Path
-            Where it shall appear. A file that is there stays as it is until then.
+            Where it will appear. An existing file stays as it is until then.
         argument : str
             What the caller calls it.
 
@@ -90,7 +89,7 @@ class Staging:
         final = self.claim_folder(path, argument)
         with creating(path, argument):
             if final.exists() and not final.is_file():
-                kind = "a folder" if final.is_dir() else "no regular file"
+                kind = "a folder" if final.is_dir() else "not a regular file"
                 raise InvalidArgumentError(f"`{argument}` must be a file, got {str(path)!r}, which is {kind}.")
         return final
 
@@ -113,7 +112,7 @@ class Staging:
 
     @contextmanager
     def unrelated(self) -> Iterator[None]:
-        """Run code in the block that writes none of the outputs, so that an OSError in it is not taken for theirs."""
+        """Run code that writes no output, so that an OSError in it is not mistaken for a failed output."""
         try:
             yield
         except OSError as error:
@@ -170,7 +169,7 @@ class Staging:
 
 @contextmanager
 def creating(path: Path, argument: str) -> Iterator[None]:
-    """Word what the system says about a place where an output cannot be."""
+    """Turn what the system says about a place that cannot hold an output into a CheckpointError."""
     try:
         yield
     except OSError as error:

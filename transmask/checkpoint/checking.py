@@ -42,7 +42,7 @@ class CheckedTensor:
 
 @dataclass(frozen=True, slots=True)
 class CheckPlan:
-    """What is to be checked, known without reading a weight.
+    """What to check, known without reading a weight.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ def plan_check(
     include: str | None = None,
     exclude: str | None = None,
 ) -> CheckPlan:
-    """Decide what is to be checked, from the headers alone; the parameters and errors are those of `check_checkpoint`.
+    """Decide what to check, from the headers alone; parameters and errors are those of `check_checkpoint`.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def plan_check(
     if not names:
         raise InvalidArgumentError(
             f"`model` must hold a tensor to check, got none in {str(checkpoint.path)!r}. "
-            "`transmask prune --dry-run` tells why each of its tensors is left out."
+            "`transmask prune --dry-run` says why each of its tensors is skipped."
         )
     known = {tensor.name: tensor for tensor in checkpoint.tensors}
     return CheckPlan(
@@ -119,7 +119,7 @@ def check_checkpoint(
 ) -> Iterator[CheckedTensor]:
     """Check a checkpoint or a masks file, one tensor in memory at a time.
 
-    Looked at are the tensors that the file itself says were pruned; if it says nothing, those that pruning would take.
+    Checks the tensors that the file itself says were pruned; if it says nothing, those that pruning would take.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ def check_checkpoint(
 def _axes_to_check(
     checkpoint: Checkpoint, pattern: Pattern, include: str | None, exclude: str | None
 ) -> dict[str, tuple[int, int]]:
-    """Tell which tensors are meant to hold a pattern, with the axes that form their matrix."""
+    """Return the tensors meant to hold a pattern, with the axes that form their matrix."""
     if checkpoint.record is None:
         selections = select_tensors(checkpoint.tensors, pattern, include=include, exclude=exclude)
         return {chosen.tensor.name: chosen.axes for chosen in selections if chosen.axes is not None}

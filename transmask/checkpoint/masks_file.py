@@ -32,7 +32,7 @@ MASKS_KEY = "transmask_masks"
 
 
 class Masks(Mapping[str, NDArray[np.bool_]]):
-    """The masks of a file, by the name of their tensor; each is read when it is asked for.
+    """The masks of a file, by the names of their tensors; each is read on access.
 
     Attributes
     ----------
@@ -104,7 +104,7 @@ def read_masks(path: PathLike) -> Masks:
     Returns
     -------
     Masks
-        A mapping from the tensors' names to bool arrays, True = kept; a mask is read when it is asked for.
+        A mapping from the tensors' names to bool arrays, True = kept; a mask is read on access.
 
     Raises
     ------

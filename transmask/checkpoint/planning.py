@@ -56,12 +56,12 @@ class PrunePlan:
     def check_outputs(self, output: PathLike | None, *, masks: PathLike | None = None, apply: bool = True) -> None:
         """Raise what `prune_checkpoint` would raise about these outputs, but write nothing.
 
-        That a folder cannot be written to only shows when it is.
+        A folder that cannot be written to shows up only when something is written.
 
         Parameters
         ----------
         output, masks : str or path-like, or None
-            As `prune_checkpoint` takes them; what is None is not looked at.
+            As `prune_checkpoint` takes them; None is not checked.
         apply : bool, default True
             Whether zeros are to be written in place of pruned weights.
 

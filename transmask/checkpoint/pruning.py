@@ -26,7 +26,7 @@ __all__ = ["Progress", "PrunedTensor", "prune_checkpoint"]
 
 @dataclass(frozen=True, slots=True)
 class PrunedTensor:
-    """What became of one tensor.
+    """The outcome for one tensor.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class PrunedTensor:
 
 
 Progress: TypeAlias = Callable[[TensorInfo, PrunedTensor | None], None]
-"""Called when a tensor is begun, with None, and when it is done, with the outcome."""
+"""Called with each tensor twice: with None when work on it begins, with its outcome when it is done."""
 
 
 def prune_checkpoint(
@@ -69,17 +69,17 @@ def prune_checkpoint(
 ) -> list[PrunedTensor]:
     """Find the masks of a plan, and write the pruned checkpoint, the masks, or both.
 
-    One tensor is in memory at a time. The outputs appear when all of them are complete, or not at all; a file that
-    exists is replaced then.
+    One tensor is in memory at a time. The outputs appear when all of them are complete, or not at all, and replace
+    existing files only then.
 
     Parameters
     ----------
     plan : PrunePlan
         From `plan_pruning`.
     output : str or path-like, or None
-        The new checkpoint, of the format of the old one; a new or empty folder if that is sharded. dtypes, order and
-        metadata stay, and a "transmask" entry is added to the metadata of safetensors. If that says that the input was
-        pruned before, the tensors left alone now stay noted, and must have been pruned alike.
+        The new checkpoint, in the format of the old one; a new or empty folder if that is sharded. dtypes, order and
+        metadata stay, and safetensors metadata gains a "transmask" entry. If the input has such an entry already, the
+        tensors skipped this time stay in it, and must have been pruned with the same pattern and constraint.
     masks : str or path-like, optional
         A ``.safetensors`` file for the masks, to be read by `read_masks`; not in the folder of a sharded `output`.
     apply : bool, default True
@@ -88,8 +88,8 @@ def prune_checkpoint(
     threads : int, optional
         Default: the environment variable TRANSMASK_NUM_THREADS, else every core.
     progress : callable, optional
-        Called with each tensor to prune and None when it is begun, and its outcome when it is done. What it raises is
-        raised as it is, and nothing is left behind.
+        Called with each tensor to prune: with None when work on it begins, with its outcome when it is done. What it
+        raises propagates, and nothing is left behind.
 
     Returns
     -------

@@ -1,14 +1,14 @@
 """Which tensors of a checkpoint are pruned, along which axes, and why the others are not.
 
-A tensor is pruned if it is floating, has at least two axes, both axes of its matrix have at least M entries, and its
-name is not that of an embedding (positional encodings and codebooks are such), a normalisation, a bias, a quantisation
-scale, or a state or token that is itself a parameter, such as ``A_log`` or ``cls_token``. The name is judged by its
-last two parts, the parameter's own and that of the module that holds it, so that ``model.embed_tokens.weight`` is an
-embedding and ``patch_embed.proj.weight`` is the convolution that it is.
+A tensor is pruned if it is floating-point, has at least two axes, both axes of its matrix have at least M entries, and
+its name is not that of an embedding (which includes positional encodings and codebooks), a normalisation, a bias, a
+quantisation scale, or a state or token that is itself a parameter, such as ``A_log`` or ``cls_token``. Only the last
+two parts of a name count, the parameter's own and that of the module that holds it: ``model.embed_tokens.weight`` is an
+embedding, ``patch_embed.proj.weight`` a convolution.
 
 The axes are those of torch: the last two of a linear layer, (0, 1) of a convolution (K, C, ...) of any number of
 dimensions. A tensor with three or four axes whose name says that it holds experts, stacked along the first axes, is a
-batch of linear layers and takes the last two; ``experts.0.conv.weight``, of one expert among several, does not.
+batch of linear layers and takes the last two; ``experts.0.conv.weight`` belongs to one expert and does not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NAMED = (
     ("quantisation scale", 1, r"(\w*_)?scales?(_inv)?|(\w*_)?(zero_points?|qzeros|absmax)"),
     ("state or token", 1, r"a_log|(\w*_)?(latents?|queries|tokens?)"),
 )
-EXPERTS = re.compile(r"experts?(?!s|[./_]?\d)", re.IGNORECASE)  # without a number, which would be that of one expert
+EXPERTS = re.compile(r"experts?(?!s|[./_]?\d)", re.IGNORECASE)  # a number would name a single expert
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ def select_tensors(
     tensors : iterable of TensorInfo
     pattern : Pattern
     include : str, optional
-        Regular expression, searched for in the name. Only tensors that match are pruned, and they are even if their
-        name is that of an embedding, a normalisation or another kind that is left out.
+        Regular expression, searched for in the name. Only tensors that match are pruned, even those whose name is that
+        of an embedding, a normalisation or another kind that is normally skipped.
     exclude : str, optional
         Regular expression, searched for in the name. Tensors that match are not pruned.
 
@@ -80,7 +80,7 @@ def select_tensors(
     Raises
     ------
     InvalidTypeError, InvalidArgumentError
-        If `include` or `exclude` is no regular expression.
+        If `include` or `exclude` is not a regular expression.
 
     Examples
     --------
@@ -100,7 +100,7 @@ def matching_names(names: Iterable[str], *, include: str | None, exclude: str | 
     Raises
     ------
     InvalidTypeError, InvalidArgumentError
-        If `include` or `exclude` is no regular expression.
+        If `include` or `exclude` is not a regular expression.
     """
     wanted, unwanted = _compiled(include, "include"), _compiled(exclude, "exclude")
     return [
@@ -131,7 +131,7 @@ def _select(tensor: TensorInfo, m: int, wanted: re.Pattern[str] | None, unwanted
     if not tensor.is_floating:
         reason = f"{tensor.dtype} is not floating"
     elif len(tensor.shape) < 2:
-        reason = f"{len(tensor.shape)}-d, no matrix"
+        reason = f"{len(tensor.shape)}-d, not a matrix"
     elif unwanted is not None and unwanted.search(tensor.name):
         reason = "excluded"
     elif wanted is not None and not wanted.search(tensor.name):
@@ -156,7 +156,7 @@ def matrix_axes(tensor: TensorInfo) -> tuple[int, int]:
 
 
 def _kind_by_name(name: str) -> str:
-    """Say what kind of parameter a name stands for that is not pruned; empty if it is none of them."""
+    """Say which kind of parameter that is not pruned a name stands for; empty if none."""
     parts = re.split(r"[./]", name.lower())
     for kind, depth, expression in NAMED:
         if any(re.fullmatch(expression, part) for part in parts[-depth:]):

@@ -1,7 +1,7 @@
 """The command line: ``transmask`` and ``python -m transmask``.
 
-One command, one file; to add one, write the file and register its function below. A command returns its exit code,
-or None for 0, and lets errors rise: `main` is the one place that turns them into a line on stderr.
+One command, one file; to add one, write the file and register its function below. A command returns its exit code, or
+None for 0, and lets errors propagate: `main` alone turns them into a line on stderr.
 """
 
 from __future__ import annotations
@@ -79,16 +79,15 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0 done, 1 a check failed, 2 wrong use or input that cannot be used, 130 interrupted, 141 a help text that was
-        not read to its end.
+        0 done, 1 a check failed, 2 wrong usage or unusable input, 130 interrupted, 141 the reader of the help hung up.
     """
     with streams(), warnings_as_lines():
         return _run(arguments)
 
 
 def _run(arguments: list[str] | None) -> int:
-    """Run the command line; say what went wrong, and turn it into an exit code."""
-    # A batch system that ends a run sends SIGTERM first: leave through the clean-up of temporary files.
+    """Run the command line; report what went wrong, and turn it into an exit code."""
+    # A batch system ends a run with SIGTERM first: exit in a way that cleans up temporary files.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         code = app(arguments, prog_name="transmask", standalone_mode=False) or 0
@@ -96,7 +95,7 @@ def _run(arguments: list[str] | None) -> int:
     except (TransmaskError, OSError, MemoryError) as error:
         return print_error(error)
     except SystemExit as ending:
-        # What typer and rich, which print the help, make of a closed pipe: 1, which here is a failed check.
+        # typer and rich, which print the help, exit with 1 on a closed pipe, which here means a failed check.
         if not isinstance(ending.__context__, BrokenPipeError):
             raise
         drop(sys.stdout)
@@ -104,7 +103,7 @@ def _run(arguments: list[str] | None) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
-        # Wrong use. typer carries its own copy of click, whose classes are private.
+        # Wrong usage. typer carries its own copy of click, whose classes are private.
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()

@@ -1,4 +1,4 @@
-"""Draw into a file that appears complete or not at all, and refuse a plot that could not be written."""
+"""Write a plot that appears complete or not at all, and refuse early one that could not be written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["check_plot", "save_plot"]
 
 
 def check_plot(path: Path) -> None:
-    """Refuse a plot that could not be written in the end, before any work is done.
+    """Refuse, before any work is done, a plot that could not be written in the end.
 
     Raises
     ------
@@ -34,7 +34,7 @@ def check_plot(path: Path) -> None:
 
 
 def save_plot(draw: Callable[[Axes], object], path: Path, *, height: float = 4.0, inputs: Iterable[Path] = ()) -> None:
-    """Draw and write a plot 6.4 inches wide, twice as fine as a page of 640 pixels shows it.
+    """Draw and write a plot 6.4 inches wide, at twice the resolution of a page 640 pixels wide.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The options that several commands share, so that each is spelled and explained once."""
+"""Options that several commands share, each spelled and explained once."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ ThreadsOption: TypeAlias = Annotated[
 ]
 IncludeOption: TypeAlias = Annotated[
     str | None,
-    typer.Option("--include", metavar="RE", help="Take only tensors whose name matches, embeddings and norms too."),
+    typer.Option("--include", metavar="RE", help="Take only tensors whose name matches, even embeddings and norms."),
 ]
 ExcludeOption: TypeAlias = Annotated[
-    str | None, typer.Option("--exclude", metavar="RE", help="Leave out tensors whose name matches.")
+    str | None, typer.Option("--exclude", metavar="RE", help="Skip tensors whose name matches.")
 ]
-JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for machines.")]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]

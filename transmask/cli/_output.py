@@ -1,7 +1,7 @@
 """What every command prints with: tables, lines and JSON on stdout, notes and errors on stderr.
 
-On a terminal a table is drawn by rich; in a pipe it is plain lines, columns aligned, numbers as on the terminal. What
-the reader of a pipe does not wait for is dropped: how much is read changes neither the work nor the exit code.
+On a terminal rich draws the tables; in a pipe they are plain aligned lines with the same numbers. If the reader of a
+pipe hangs up early, the rest is dropped: how much is read changes neither the work nor the exit code.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def print_line(text: str = "") -> None:
 
 
 def print_note(text: str) -> None:
-    """Print one line on stderr at once; where that cannot be done, nothing more is said there."""
+    """Print one line on stderr at once; if that fails, say nothing more there."""
     try:
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
@@ -71,9 +71,10 @@ def print_note(text: str) -> None:
 
 @contextmanager
 def streams() -> Iterator[None]:
-    """Make sure of stdout and stderr, which are None where they were closed before Python began.
+    """Replace stdout and stderr by /dev/null where they were closed before Python started, which makes them None.
 
-    Their numbers are taken too, or a checkpoint that is opened would get them, and all that a library prints.
+    This occupies their file numbers, too. Otherwise the next checkpoint opened would get one, and with it whatever a
+    library prints.
     """
     with ExitStack() as stack:
         for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
@@ -102,7 +103,7 @@ def warnings_as_lines() -> Iterator[None]:
 
 
 def flush() -> None:
-    """Write out what was printed on stdout, where an error can still be told; at exit Python makes it a code 120."""
+    """Flush stdout while an error can still be reported; at exit Python would turn it into code 120."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -121,12 +122,12 @@ def drop(stream: TextIO) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print `value` on stdout as JSON; NaN and infinities are refused, because JSON has none."""
+    """Print `value` on stdout as JSON, which has no NaN and no infinities: they are refused."""
     print_line(json.dumps(value, indent=2, allow_nan=False))
 
 
 def print_error(error: BaseException | str) -> int:
-    """Print one line on stderr and return the exit code for wrong use."""
+    """Print one line on stderr and return the exit code for wrong usage."""
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
     else:

@@ -21,16 +21,16 @@ __all__ = ["TensorProgress"]
 
 
 class TensorProgress:
-    """A ``with`` block that shows which tensor is worked on, how fast weights go by, and the time left.
+    """A ``with`` block that shows the current tensor, the weights per second, and the time left.
 
     Parameters
     ----------
     n_weights : int
-        How many weights there are in all.
+        Number of weights in all tensors.
     n_tensors : int
-        In how many tensors.
+        Number of tensors.
     solvers : iterable of Solver
-        At work, to tell when one of them is being compiled.
+        The solvers at work, to report when one of them is being compiled.
     """
 
     def __init__(self, n_weights: int, n_tensors: int, solvers: Iterable[Solver] = ()) -> None:
@@ -62,21 +62,21 @@ class TensorProgress:
             self._bar.stop()
 
     def begin(self, name: str) -> None:
-        """Show that the tensor `name` is worked on."""
+        """Show that work on the tensor `name` begins."""
         self._name = name
         self._show(name)
 
     def _compiling(self, begins: bool) -> None:
-        """Say that the time goes into compiling the solver, which happens in the first run on a machine."""
+        """Report that the solver is being compiled, which happens in the first run on a machine."""
         notice = "compiling the solver, once for all runs"
-        self._n_compiling += 1 if begins else -1  # while one function is compiled, those that it calls are
+        self._n_compiling += 1 if begins else -1  # compiling one function compiles those that it calls
         self._show(notice if self._n_compiling else self._name)
         if not self._said and self._bar is None:
             print_note(notice)
         self._said = True
 
     def _show(self, text: str) -> None:
-        """Show what is going on in the bar, if there is one."""
+        """Show `text` in the bar, if there is one."""
         if self._bar is not None:
             self._bar.update(self._task, tensor=text)
 
@@ -93,7 +93,7 @@ class TensorProgress:
 
 @contextmanager
 def _listening_to_numba(tell: Callable[[bool], None]) -> Iterator[None]:
-    """Tell when numba begins (True) and ends (False) to compile; code that it finds on the disk is not compiled."""
+    """Report when numba starts (True) and stops (False) compiling; code cached on disk is not compiled."""
     from numba.core import event
 
     class Compilation(event.Listener):
@@ -116,7 +116,7 @@ def _bar() -> Progress:
     from rich.text import Text
 
     class Tail:
-        """A name, of which a narrow terminal shows the end, because that is where names differ."""
+        """A name that a narrow terminal cuts at the front, because names differ at the end."""
 
         def __init__(self, name: str) -> None:
             self.name = name

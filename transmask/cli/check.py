@@ -34,7 +34,7 @@ def check(
         typer.Option(
             "--constraint",
             metavar="NAME",
-            help="'at_most' is what hardware asks for; under 'exactly' a kept weight that is zero counts as pruned.",
+            help="'at_most' is what hardware asks for. With 'exactly', a kept weight that is zero counts as pruned.",
         ),
     ] = "at_most",
     include: IncludeOption = None,
@@ -43,7 +43,7 @@ def check(
 ) -> int:
     """Check that every matrix in FILE and its transpose keep at most N of every M; exit with 1 if one does not.
 
-    Looked at are the tensors that FILE says were pruned; if it says nothing, those that `transmask prune` would take.
+    Checks the tensors that FILE says were pruned; if it says nothing, those that `transmask prune` would take.
     """
     from ..checkpoint import plan_check
 

@@ -36,12 +36,12 @@ def compare(
     pattern: PatternOption,
     solver: Annotated[
         list[str] | None,
-        typer.Option("--solver", metavar="NAME", help="May be repeated. Default: every solver that can."),
+        typer.Option("--solver", metavar="NAME", help="May be repeated. Default: every solver that takes the pattern."),
     ] = None,
     constraint: ConstraintOption = "exactly",
     sample: Annotated[
         int,
-        typer.Option("--sample", metavar="N", help="How many blocks, spread evenly over the file, all solvers solve."),
+        typer.Option("--sample", metavar="N", help="How many blocks to solve, spread evenly over the file."),
     ] = 2000,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="OUT", help="Draw gap against time, as .png, .svg or .pdf.")
@@ -53,8 +53,8 @@ def compare(
 ) -> None:
     """Compare solvers on blocks of FILE: weight kept, proven gap, time.
 
-    All solvers are given the same blocks, in memory, and one block before, which is not timed, to compile what they
-    compile. Blocks that an edge cuts are left out.
+    Every solver gets the same blocks, and one untimed block before them, on which it compiles. Blocks that an edge cuts
+    are skipped.
     """
     from ..checkpoint import plan_pruning, sample_blocks
 
@@ -94,7 +94,7 @@ def compare(
 def _workers(
     names: list[str] | None, pattern: Pattern, constraint: Constraint
 ) -> tuple[list[Solver], list[dict[str, str]]]:
-    """Make the solvers; one that was not asked for by name may refuse, with its reason."""
+    """Make the solvers; one that was not asked for by name may refuse, and its reason is reported."""
     from ..solvers import as_solver, list_solvers
 
     workers, left_out = [], []
@@ -112,7 +112,7 @@ def _workers(
 
 
 def _row(worker: Solver, blocks: Array, pattern: str, constraint: str, threads: int | None) -> dict[str, Any]:
-    """Let one solver solve all blocks."""
+    """Solve all blocks with one solver."""
     from ..masks import solve
 
     solve(blocks[:1], pattern, constraint=constraint, solver=worker, threads=threads)

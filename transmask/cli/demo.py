@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 ONE_CALL_A_BLOCK = ("network_simplex", "milp")
-"""Reference solvers that call a library for every block, which takes seconds: run only where they are asked for."""
+"""Reference solvers that call a library for every block, which takes seconds: run only on request."""
 
 COLUMNS = (
     Column("solver", "solver"),
@@ -71,7 +71,7 @@ def demo(
 def _run(
     network: Demo, names: list[str] | None, threads: int | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Measure solver after solver; one that was not asked for by name may refuse, with its reason."""
+    """Measure solver after solver; one that was not asked for by name may refuse, and its reason is reported."""
     from ..solvers import list_solvers
 
     chosen = names or [info.name for info in list_solvers() if info.name not in ONE_CALL_A_BLOCK]
@@ -96,14 +96,14 @@ def _run(
 def _print_report(report: dict[str, Any]) -> None:
     """Print the table, a block, and what to do next."""
     right, images, names = percent(report["dense_accuracy"]), report["images"], ", ".join(report["pruned"])
-    print_line(f"A network that reads digits of 8 x 8 pixels, {right} of {images} images that it was never shown.")
+    print_line(f"A network that reads digits of 8 x 8 pixels, {right} of {images} images it has never seen.")
     print_line(f"{names} pruned to {report['pattern']}, without any training afterwards:")
     print_line()
     print_table(report["solvers"], COLUMNS)
     for name, reason in {item["solver"]: item["reason"] for item in reversed(report["left_out"])}.items():
         print_line(f"{name} was left out: {reason}")
     print_line()
-    print_line("The first block of fc1.weight, in percent of its largest magnitude; what is kept stands in brackets:")
+    print_line("The first block of fc1.weight, in percent of its largest magnitude; kept entries in brackets:")
     print_line()
     print_line(report["block"])
     print_line()

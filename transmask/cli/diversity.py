@@ -60,19 +60,23 @@ def diversity(
     ] = None,
     pattern: Annotated[
         list[str] | None,
-        typer.Option("--pattern", "-p", metavar="N:M", help="The same, as other commands take it; may be repeated."),
+        typer.Option(
+            "--pattern", "-p", metavar="N:M", help="The same as an option, as in other commands; may be repeated."
+        ),
     ] = None,
     shape: Annotated[
         str | None,
-        typer.Option("--shape", metavar="RxC", help="Of the matrix. Default: the smallest square every M divides."),
+        typer.Option(
+            "--shape", metavar="RxC", help="Size of the matrix. Default: the smallest square that every M divides."
+        ),
     ] = None,
     structures: Annotated[
         str,
         typer.Option(
             "--structures",
             metavar="A,B,...",
-            help="Of each pattern or its density: unstructured, nm (rows alone), transposable, at_most (transposable "
-            "with at most N), block (M x M tiles), channel (rows).",
+            help="To count for each pattern, or for its density: unstructured, nm (rows alone), transposable, at_most "
+            "(transposable with at most N), block (M x M tiles), channel (rows).",
         ),
     ] = "unstructured,nm,transposable",
     plot: Annotated[
@@ -82,7 +86,7 @@ def diversity(
 ) -> None:
     """Count the masks that sparsity structures allow: mask diversity, exact and by the formula of the paper.
 
-    The paper is Hubara et al. 2021. Its formula over-counts transposable masks; a dash means that it has none.
+    The paper is Hubara et al. 2021. Its formula over-counts transposable masks; a dash means that it has no formula.
     """
     from ..structures.diversity import mask_diversity
 

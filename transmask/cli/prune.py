@@ -1,4 +1,4 @@
-"""``transmask prune``: write a checkpoint whose matrices and their transposes hold N:M."""
+"""``transmask prune``: write a checkpoint in which every matrix and its transpose hold N:M."""
 
 from __future__ import annotations
 
@@ -60,38 +60,40 @@ def prune(
         Path | None, typer.Option("--masks", metavar="FILE", help="Write the masks too, packed, as .safetensors.")
     ] = None,
     apply: Annotated[
-        bool, typer.Option(help="Write zeros in place of pruned weights, or only the masks (with --masks).")
+        bool, typer.Option(help="Write zeros in place of pruned weights, or only the masks (--no-apply --masks FILE).")
     ] = True,
     constraint: ConstraintOption = "exactly",
     solver: SolverOption = "auto",
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check what is given, list what would be pruned and write nothing.")
+        bool, typer.Option("--dry-run", help="Check the arguments and list what would be pruned, but write nothing.")
     ] = False,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Prune MODEL so that each matrix and its transpose keep N of every M, with a proof of how good each mask is.
 
-    Pruned is every floating tensor with at least two axes whose matrix has M rows and M columns or more, except
-    embeddings, codebooks, norms, biases, quantisation scales, and states or tokens that are parameters themselves, told
-    by their names. Convolutions form their matrix of the first two axes, stacked experts of the last two. The outputs
-    appear complete or not at all; existing files are replaced.
+    Every floating-point tensor with at least two axes is pruned if its matrix has at least M rows and M columns, except
+    embeddings, codebooks, norms, biases, quantisation scales, and states or tokens that are themselves parameters:
+    these are recognised by name and skipped. The matrix of a convolution is its first two axes, that of stacked experts
+    the last two. The outputs appear complete or not at all; existing files are replaced.
     """
     from ..checkpoint import plan_pruning, prune_checkpoint
 
     n_threads = resolve_threads(threads)
     if not dry_run or output is not None or masks is not None:
         if output is None and apply:
-            raise InvalidArgumentError("`--output` must be given. With --masks and --no-apply the masks are enough.")
+            raise InvalidArgumentError(
+                "`--output` must be given. To write the masks alone, use --masks with --no-apply."
+            )
         if masks is None and not apply:
             raise InvalidArgumentError("`--masks` must be given with --no-apply. Nothing else would be written.")
     began = time.perf_counter()
     plan = plan_pruning(model, pattern, constraint=constraint, solver=solver, include=include, exclude=exclude)
     if plan.pattern.n == 0:
         raise InvalidArgumentError(
-            f"`--pattern` must keep 1 entry of every M at least, got {pattern!r}. It would set every weight to zero."
+            f"`--pattern` must keep at least 1 entry of every M, got {pattern!r}. It would set every weight to zero."
         )
     outcomes: list[PrunedTensor] = []
     if dry_run:
@@ -120,7 +122,7 @@ def prune(
 
 
 def _shown_on(progress: TensorProgress) -> Progress:
-    """Connect the library's progress calls with what is shown."""
+    """Show the library's progress calls on `progress`."""
 
     def show(tensor: TensorInfo, outcome: PrunedTensor | None) -> None:
         if outcome is None:

@@ -1,4 +1,4 @@
-"""``transmask sad``: how many entries are kept in one file and pruned in the other."""
+"""``transmask sad``: how many entries one file keeps and the other prunes."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ COLUMNS = (
 
 def sad(
     before: Annotated[
-        Path, typer.Argument(metavar="A", help="A masks file, or what `transmask prune` takes: zeros are pruned.")
+        Path, typer.Argument(metavar="A", help="A masks file, or what `transmask prune` takes: zeros count as pruned.")
     ],
-    after: Annotated[Path, typer.Argument(metavar="B", help="The same of another time, with the same tensors.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The same tensors at another time.")],
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count the entries that are kept in A and pruned in B or the other way round (SAD, Zhou et al. 2021).
+    """Count the entries that are kept in A and pruned in B, or vice versa (SAD, Zhou et al. 2021).
 
-    Compared are the tensors that A or B says were pruned; if neither says anything, all with two axes or more.
+    Compares the tensors that A or B says were pruned; if neither says anything, all with two or more axes.
     """
     from ..divergence import sparse_architecture_divergence
 

@@ -1,7 +1,7 @@
-"""Data that ships with the package: a small trained network and the images it was never shown.
+"""Data that ships with the package: a small trained network and the images it never saw.
 
-Both files are written by ``examples/train_demo_checkpoint.py``; their metadata tells the seed, the split, the source
-and the licence of the images, and the accuracy that was measured when they were made.
+``examples/train_demo_checkpoint.py`` writes both files. Their metadata gives the seed, the split, the source and the
+licence of the images, and the accuracy measured when they were made.
 """
 
 from pathlib import Path

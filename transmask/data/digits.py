@@ -1,7 +1,7 @@
 """A network that reads digits of 8 x 8 pixels, and its forward pass in numpy.
 
 Two convolutions of 3 x 3 (1 to 32 and 32 to 64 channels), each followed by a pooling of 2 x 2, and two linear layers
-(256 to 100 and 100 to 10). 100 and 10 are no multiples of 8, so that some blocks are cut by an edge.
+(256 to 100 and 100 to 10). 100 and 10 are not multiples of 8, so the edges cut some blocks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def load_network() -> Tensors:
 
 
 def load_held_out() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Read the images that the network was never shown, and their labels.
+    """Read the images that the network never saw, and their labels.
 
     Returns
     -------

@@ -1,8 +1,8 @@
 """Count 0/1 matrices whose rows and columns keep N entries each, exactly or at most.
 
-The exact counts come from dynamic programming over rows. What the rows so far leave of the columns matters only as a
-histogram: how many columns have which capacity (N minus their sum) left. Half of the rows are enough, because two
-halves fit together where the capacities that one leaves are what the other fills.
+The exact counts come from dynamic programming over rows. All that matters
+of the rows so far is a histogram: how many columns have which capacity (N minus their sum) left. Half of the rows are
+enough, because two halves fit together where one fills the capacities that the other leaves.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def is_countable(rows: int, columns: int, n: int, constraint: Constraint) -> boo
 
 @lru_cache(maxsize=1024)
 def count_matrices(rows: int, columns: int, n: int, constraint: Constraint) -> int:
-    """Count the 0/1 matrices of which every row and every column sums to N, or to at most N.
+    """Count the 0/1 matrices whose rows and columns all sum to N, or to at most N.
 
     Parameters
     ----------

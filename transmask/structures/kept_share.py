@@ -1,7 +1,4 @@
-"""Structures of which a fixed share of equal units is kept: entries, tiles or slices.
-
-They differ only in what a unit is.
-"""
+"""Structures that keep a fixed share of equal units: entries, tiles or slices. They differ only in what a unit is."""
 
 from __future__ import annotations
 
@@ -47,14 +44,14 @@ def largest(scores: Array, count: int) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True)
 class _KeptShare(Structure):
-    """Some units, entries or tiles or slices, are kept whole and the others pruned whole.
+    """Some units (entries, tiles or slices) are kept whole and the others pruned whole.
 
     Of K units floor(density * K + 1/2) are kept: subclasses say what a unit is.
     """
 
     @abstractmethod
     def _grid(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """How many units there are along each axis of their grid."""
+        """Return the number of units along each axis of their grid."""
 
     @abstractmethod
     def _reduce(self, values: Array) -> Array:

@@ -1,4 +1,4 @@
-"""The number of masks of a structure: a product of powers, because written out it has millions of digits."""
+"""The number of masks of a structure, kept as a product of powers: written out it has millions of digits."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Binomial:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number of which an approximate logarithm is known, with its measured error."""
+    """A number known by an approximate logarithm and its measured error."""
 
     log2: float
     log2_error: float

@@ -29,7 +29,7 @@ class Product:
     Raises
     ------
     InvalidTypeError
-        If a value is no structure.
+        If a value is not a Structure.
 
     Examples
     --------
@@ -114,7 +114,7 @@ class Product:
         return {name: structure.check(mask) for name, structure, mask in self.match(masks, "masks")}
 
     def match(self, given: Mapping[str, Given], argument: str) -> list[tuple[str, Structure, Given]]:
-        """Put every layer's structure beside what is given for it.
+        """Pair every layer's structure with what is given for it.
 
         Parameters
         ----------
@@ -131,7 +131,7 @@ class Product:
         Raises
         ------
         InvalidTypeError
-            If `given` is no mapping.
+            If `given` is not a mapping.
         InvalidArgumentError
             If the names differ.
         """

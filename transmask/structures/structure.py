@@ -48,7 +48,7 @@ class Structure(ABC):
     """A set of masks for every shape.
 
     To add one: write a frozen dataclass that implements `density`, `_count`, `_best_mask`, `_offence` and `__str__`.
-    The public methods here validate; those four get an argument that can be used.
+    The public methods here validate, so those four get valid arguments.
     """
 
     __slots__ = ()
@@ -74,7 +74,7 @@ class Structure(ABC):
         Raises
         ------
         InvalidTypeError, InvalidArgumentError
-            If `shape` is no shape, or this structure cannot hold it.
+            If `shape` is not a shape, or this structure cannot hold it.
         UnsupportedPatternError
             If the masks of a block are too many to count.
         """
@@ -112,12 +112,12 @@ class Structure(ABC):
         Returns
         -------
         StructureReport
-            True as a condition exactly when the mask belongs.
+            Truthy exactly when the mask belongs.
 
         Raises
         ------
         InvalidTypeError, InvalidArgumentError
-            If `mask` is no mask, or this structure cannot hold its shape.
+            If `mask` is not a mask, or this structure cannot hold its shape.
         """
         kept = as_mask(mask)
         return StructureReport(self, int(np.count_nonzero(kept)), kept.size, self._offence(kept) if kept.size else "")
