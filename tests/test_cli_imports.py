@@ -7,6 +7,8 @@ import pytest
 
 import transmask.cli
 
+pytestmark = pytest.mark.surface
+
 FILES = sorted(Path(transmask.cli.__file__).parent.glob("*.py"))
 
 

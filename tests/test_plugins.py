@@ -17,6 +17,8 @@ import pytest
 import transmask as tm
 from transmask.solvers import Enumeration, Solver, SolverInfo, _plugins, as_solver
 
+pytestmark = pytest.mark.surface
+
 PLUGINS = Path(__file__).with_name("plugin")
 ROOT = Path(__file__).parents[1]
 WARNING = (

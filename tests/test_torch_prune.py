@@ -89,7 +89,7 @@ def test_a_container_of_methods_is_what_torch_makes_of_two():
     ("call", "error", "text"),
     [
         (lambda layer: tmt.transposable(layer, "wieght", 2, 4), ValueError, "`name` must be a parameter of the module"),
-        (lambda layer: tmt.transposable(layer, "bias", 2, 4), ValueError, "got 'bias': 1 axis: no matrix"),
+        (lambda layer: tmt.transposable(layer, "bias", 2, 4), ValueError, "got 'bias': 1 axis: not a matrix"),
         (lambda layer: tmt.transposable(layer, "weight", 4, 2), ValueError, "`n` must be at most m = 2, got 4"),
         (lambda layer: tmt.transposable(layer, "weight", 4, 4), ValueError, "prune at least 1, got '4:4'"),
         (

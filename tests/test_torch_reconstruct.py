@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 
 import numpy as np
@@ -262,10 +263,8 @@ def test_plain_patterns_and_half_precision():
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_is_shown_on_a_terminal_and_nowhere_else(terminal, monkeypatch):
     shown = io.StringIO()
-    monkeypatch.setattr(
-        "transmask.torch.reconstruction.reconstruct.Console",
-        lambda **_: Console(file=shown, force_terminal=terminal, width=120),
-    )
+    module = importlib.import_module("transmask.torch.reconstruction.reconstruct")
+    monkeypatch.setattr(module, "Console", lambda **_: Console(file=shown, force_terminal=terminal, width=120))
     (fit,) = tmt.reconstruct(two_layers(), [data(64, 32)], "2:4", layers="0").fits
     assert ("0.weight: error" in shown.getvalue()) == terminal
     assert bool(shown.getvalue()) == terminal

@@ -80,7 +80,7 @@ def test_a_cpu_is_refused_with_the_reason_and_the_model_unchanged():
     model = network()
     with pytest.raises(
         tm.InvalidArgumentError,
-        match=r"got none: 0.weight: on cpu, where torch has no sparse tensor cores; .* transmask.torch.pack packs",
+        match=r"got none: 0.weight: on cpu, where torch has no sparse tensor cores; .* transmask.packing.pack packs",
     ):
         tmt.to_sparse_semi_structured(model)
     assert type(model[0].weight) is nn.Parameter
