@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from ._typing import Array
 from .pattern import Constraint
 
 __all__ = ["Array", "Blocks", "Duals", "block_grid", "constraints_used", "cut", "empty_duals", "score_dtype"]
 
-Array: TypeAlias = NDArray[Any]
 Duals: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Dual variables (u, v): u of shape (..., R, ceil(C / M)), v of shape (..., ceil(R / M), C)."""
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._typing import Array
 from ..errors import InvalidArgumentError, InvalidTypeError
 from .tensors import is_tensor, tensor_to_numpy
-
-if TYPE_CHECKING:
-    from ..blocks import Array
 
 __all__ = ["LARGEST_MAGNITUDE", "as_mask", "as_weights"]
 

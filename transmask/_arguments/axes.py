@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .._typing import Array
 from ..errors import InvalidArgumentError, InvalidTypeError
 from .numbers import as_integer
-
-if TYPE_CHECKING:
-    from ..blocks import Array
 
 __all__ = ["as_axes", "as_axis", "as_axis_pair", "as_shape", "matrix_view"]
 

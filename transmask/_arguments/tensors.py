@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
+from .._typing import Array
 from ..errors import InvalidArgumentError, InvalidTypeError
 
 if TYPE_CHECKING:
     import torch
-
-    from ..blocks import Array
 
 __all__ = ["is_tensor", "tensor_to_numpy"]
 
