@@ -11,8 +11,16 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
-NO_PACKAGE_BRINGS = ("CUDA device", "editable install", "root", "no fork", "/dev/full", "powers of ten")
-"""Parts of the reasons to skip that continuous integration accepts."""
+NO_PACKAGE_BRINGS = {
+    "an editable install has no wheel",
+    "needs /dev/full",
+    "needs a CUDA device",
+    "needs a CUDA device with sparse tensor cores",
+    "no fork here",
+    "powers of ten are rounded otherwise on this processor, so that the scores are others",
+    "root can write everywhere, and there is no setpriv to change that",
+}
+"""The reasons to skip that continuous integration accepts."""
 
 
 def collected(text: str) -> Iterator[str]:
@@ -27,7 +35,7 @@ def ran(report: Path) -> Iterator[str]:
     """Yield the tests of a report that ran, named in the same way."""
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         skipped = case.find("skipped")
-        if skipped is None or any(part in skipped.get("message", "") for part in NO_PACKAGE_BRINGS):
+        if skipped is None or skipped.get("message") in NO_PACKAGE_BRINGS:
             yield f"{case.get('classname')}::{case.get('name')}"
 
 

@@ -135,11 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", help="a Python with one version installed")
     parser.add_argument("new", help="a Python with the other")
-    parser.add_argument("--rows", type=int, default=9216)
+    parser.add_argument("--rows", type=int, default=9216, help="at least 256")
     parser.add_argument("--columns", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", default="", help="cases whose name holds this")
     options = parser.parse_args(arguments)
+    if options.rows < 256:
+        parser.error(f"--rows must be at least 256, got {options.rows}: hard blocks are an eighth of them")
     versions = [_Version(python, options.rows, options.columns) for python in (options.old, options.new)]
     print("| case | old ms | new ms | new / old, best | new / old, median |\n|---|---|---|---|---|", flush=True)
     report = {}
@@ -150,8 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             version.seconds(case)  # compiles, or loads what is compiled
         report[case] = compare([partial(version.seconds, case) for version in versions], options.rounds)
         print(_line(case, report[case]), flush=True)
-    if options.only in "first call":
-        name = f"{COMPILED}, first call"
+    name = f"{COMPILED}, first call"
+    if options.only in name:
         report[name] = compare([partial(first_call, python) for python in (options.old, options.new)], 3)
         print(_line(name, report[name]), flush=True)
     return report

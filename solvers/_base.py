@@ -15,6 +15,8 @@ A solver in this folder is a row in ``_table.py`` and a file ``<name>.py`` with 
 
 A solver in a package of your own is the same subclass, with its row as the class attribute ``info``,
 
+    from transmask.solvers import Solver, SolverInfo
+
     class MySolver(Solver):
         info = SolverInfo("my_solver", "MySolver", "none", ("exactly", "at_most"), None, "numpy", "unpublished")
 
@@ -27,7 +29,8 @@ and an entry point of the same name in the package's pyproject.toml:
 
 Once installed it stands in `list_solvers`, ``solver="my_solver"``, the command line and the benchmarks. ``MySolver()``
 must work without arguments. Import heavy packages inside its methods, because listing solvers imports the module.
-"auto" never picks a third-party solver. One that cannot be used is left out with a RuntimeWarning; see `_plugins`.
+"auto" never picks a third-party solver. One that cannot be used is left out with a RuntimeWarning; see `_plugins`. What
+one returns or raises is checked every time: masks that break the constraint, and exceptions, become a `SolverError`.
 """
 
 from __future__ import annotations
@@ -38,12 +41,12 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..blocks import Array, Blocks, score_dtype
-from ..errors import UnsupportedPatternError
+from ..errors import SolverError, UnsupportedPatternError
 from ..pattern import Constraint, Pattern
 from ..threads import run_parallel
 from ._table import SolverInfo, exact_solvers
 
-__all__ = ["Solver", "scale_blocks"]
+__all__ = ["Solver", "is_built_in", "scale_blocks"]
 
 
 class Solver(ABC):
@@ -119,11 +122,18 @@ class Solver(ABC):
         Raises
         ------
         SolverError
-            If a third-party solver stops without an answer.
+            If `solve_scores` returns something else than a bool for every score, or stops without an answer.
         """
 
         def solve_part(part: Blocks) -> None:
-            mask = self.solve_scores(part.scores(), pattern, part.constraint)
+            shape = (part.count, *part.mask.shape[-2:])
+            mask: object = self.solve_scores(part.scores(), pattern, part.constraint)
+            if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != shape:
+                got = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+                raise SolverError(
+                    f"`solver` {self.info.name!r} must return masks of bool of shape {shape}, got {got}. "
+                    "transmask.testing.assert_solver_contract shows what else it gets wrong."
+                )
             part.mask[...] = mask.reshape(part.mask.shape)
 
         run_parallel(solve_part, blocks.split(max(1, self.chunk_entries // pattern.m**2)), threads)
@@ -150,6 +160,11 @@ class Solver(ABC):
         SolverError
             If a third-party solver stops without an answer.
         """
+
+
+def is_built_in(solver: Solver) -> bool:
+    """Tell whether a solver is one of this package's own, whose masks the tests hold to the contract."""
+    return type(solver).__module__.startswith(f"{__package__}.")
 
 
 def scale_blocks(scores: Array, bits: int) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ One that cannot be used is left out with a warning that names its distribution; 
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
@@ -76,7 +77,7 @@ def load_plugin(name: str) -> type[Solver]:
     """
     entries = _entry_points()[name]
     owners = " and ".join(repr(_distribution(entry)) for entry in entries)
-    cause: BaseException | None = None
+    text, cause = "", None
     if name in TABLE or name == "auto":
         reason, remedy = "the name is taken by transmask itself", f"Ask the authors of {owners} to rename it"
     elif len(entries) > 1:
@@ -85,7 +86,8 @@ def load_plugin(name: str) -> type[Solver]:
         try:
             return _checked(entries[0])
         except (Exception, SystemExit) as error:  # whatever a stranger's module raises on import
-            text = " ".join(str(error).split())
+            with suppress(Exception):  # a stranger's exception may not even print
+                text = " ".join(str(error).split())
             reason, cause = f"{type(error).__name__}: {text}" if text else type(error).__name__, error
             remedy = f"Upgrade or uninstall {owners}"
     raise InvalidArgumentError(
@@ -109,4 +111,5 @@ def _checked(entry: EntryPoint) -> type[Solver]:
 
 def _distribution(entry: EntryPoint) -> str:
     """Name the distribution of an entry point as pip does."""
-    return entry.dist.name if entry.dist is not None else "an unnamed distribution"
+    name: str | None = entry.dist.name if entry.dist is not None else None  # None without metadata, half uninstalled
+    return name or "an unnamed distribution"

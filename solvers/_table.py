@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
+from .._arguments import as_integer
 from ..errors import InvalidArgumentError, InvalidTypeError, unknown_choice
 from ..pattern import Constraint, Pattern, as_constraint
 
@@ -63,10 +64,10 @@ class SolverInfo:
             raise InvalidTypeError(f"`constraints` must be a tuple that is not empty, got {self.constraints!r}.")
         for constraint in self.constraints:
             as_constraint(constraint)
-        if self.max_m is not None and (isinstance(self.max_m, bool) or not isinstance(self.max_m, int)):
-            raise InvalidTypeError(f"`max_m` must be an int or None, got {self.max_m!r}.")
-        if self.max_m is not None and self.max_m < 1:
-            raise InvalidArgumentError(f"`max_m` must be at least 1, got {self.max_m}.")
+        if not self.name.isidentifier():
+            raise InvalidArgumentError(f"`name` must be an identifier, got {self.name!r}. For example 'my_solver'.")
+        if self.max_m is not None:
+            object.__setattr__(self, "max_m", as_integer(self.max_m, argument="max_m", least=1))
 
 
 BOTH: tuple[Constraint, ...] = ("exactly", "at_most")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import transmask as tm
-from transmask._arguments import as_axes, as_integer, as_mask, as_weights, matrix_view
+from transmask._arguments import as_axes, as_integer, as_mask, as_number, as_weights, matrix_view
 from transmask.testing import weights
 
 EXTENSIONS = [getattr(ml_dtypes, name) for name in dir(ml_dtypes) if name.startswith(("float", "int", "uint"))]
@@ -224,6 +224,12 @@ def test_what_is_not_an_integer_is_refused_with_its_remedy(value):
     with pytest.raises(tm.InvalidTypeError) as raised:
         as_integer(value, argument="k", remedy="Leave it out.")
     assert str(raised.value) == f"`k` must be an integer, got {value!r}. Leave it out."
+
+
+def test_a_number_that_no_float_holds_is_refused():
+    assert as_number(10**300, argument="k") == 1e300
+    with pytest.raises(tm.InvalidArgumentError, match=r"`k` must fit a float, got an integer of 1000"):
+        as_number(10**400, argument="k")
 
 
 def test_an_integer_may_have_a_least_value():

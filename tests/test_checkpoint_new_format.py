@@ -46,6 +46,14 @@ def test_it_is_opened_pruned_and_checked(model):
     assert all(found.report.ok for found in check_checkpoint(model.with_name("new.toy"), "2:4"))
 
 
+@pytest.mark.parametrize("suffix", [".toy.json", ".npz.toy"])
+def test_a_suffix_of_several_parts_counts_before_a_shorter_one(model, monkeypatch, suffix):
+    monkeypatch.setitem(FORMATS, suffix, ToyCheckpoint)
+    other = model.with_name(f"m{suffix}")
+    other.write_text(model.read_text())
+    assert isinstance(open_checkpoint(other), ToyCheckpoint)
+
+
 def test_errors_name_it(model, tmp_path):
     (tmp_path / "m.other").write_text("anything")
     with pytest.raises(tm.CheckpointError) as raised:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from checkpoint_files import files_in, read_safetensors, write_safetensors
 
-pytestmark = pytest.mark.surface
+pytestmark = [pytest.mark.surface, pytest.mark.slow]
 
 COMMAND = [sys.executable, "-m", "transmask", "prune", "m.safetensors", "-p", "2:4", "--threads", "1"]
 OUTPUTS = ["-o", "new.safetensors", "--masks", "masks.safetensors"]

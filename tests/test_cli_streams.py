@@ -10,7 +10,7 @@ from checkpoint_files import write_safetensors
 import transmask as tm
 from transmask.checkpoint import read_masks
 
-pytestmark = pytest.mark.surface
+pytestmark = [pytest.mark.surface, pytest.mark.slow]
 
 NAMES = [f"layers.{i}.weight" for i in range(3)]
 

@@ -110,6 +110,8 @@ def test_weights_without_magnitude_lose_nothing():
     ("arguments", "kind", "message"),
     [
         ((np.eye(4), []), ValueError, "`structures` must have at least one structure, got none"),
+        ((np.eye(4), NM(2, 4)), TypeError, "`structures` must be a sequence of structures, got NM.* Put a single one"),
+        ((np.eye(4), 3), TypeError, "`structures` must be a sequence of structures, got 3"),
         ((np.eye(4), ["2:4"]), TypeError, r"`structures` must hold structures, got '2:4'\. For example"),
         (({"fc": [[np.nan, 1]]}, [NM(2, 4)]), ValueError, r"`weights\['fc'\]` must be finite"),
         (({"fc": np.eye(4)}, [Product({"a": NM(2, 4)})]), ValueError, "`weights` must have the layers 'a', got 'fc'"),

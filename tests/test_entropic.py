@@ -37,7 +37,9 @@ def plan(scores, n, tau, rounds, constraint):
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-@pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 5), (7, 8)])
+@pytest.mark.parametrize(
+    ("n", "m"), [(2, 5), *(pytest.param(*size, marks=pytest.mark.slow) for size in ((1, 2), (7, 8)))]
+)
 def test_the_plan_is_that_of_the_textbook(family, n, m, constraint):
     scores = family(np.random.default_rng(m), 2, m).astype(np.float64)
     for tau, rounds in ((1e-3, 5), (1.0, 1), (1.0, 2), (100.0, 150), (1e4, 150), (1e6, 30)):

@@ -23,6 +23,7 @@ EXACT = {"2:4": 3000, "1:4": 2000, "4:8": 2500, "3:7": 1000, "8:16": 1200, "16:3
 
 OTHER = {"2:4": 400, "4:8": 400, "8:16": 200}
 OTHER_SOLVERS = ("greedy", "two_approximation", "entropic")
+POWERS_OF_TEN = (families.sixty_decades, families.six_hundred_decades)
 COLUMNS = 20  # blocks in a row of blocks
 
 
@@ -58,7 +59,7 @@ def cases():
 def test_masks_are_those_of_0_1_0(family, solver, constraint):
     wanted = json.loads(FILE.read_text(encoding="utf-8"))[f"{family.__name__} {solver} {constraint}"]
     found = digests(family, constraint, solver)
-    if [pair["scores"] for pair in found.values()] != [pair["scores"] for pair in wanted.values()]:
+    if family in POWERS_OF_TEN and any(found[pattern]["scores"] != wanted[pattern]["scores"] for pattern in wanted):
         pytest.skip("powers of ten are rounded otherwise on this processor, so that the scores are others")
     assert found == wanted
 

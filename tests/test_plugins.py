@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import transmask as tm
+from transmask import cli
 from transmask.solvers import Enumeration, Solver, SolverInfo, _plugins, as_solver
 
 pytestmark = pytest.mark.surface
@@ -70,12 +71,14 @@ def run(python, *arguments, cwd):
     return subprocess.run([str(python), *map(str, arguments)], capture_output=True, text=True, cwd=cwd)
 
 
+@pytest.mark.slow
 def test_both_are_installed_in_the_fresh_environment_alone(python, tmp_path):
     code = "import best_of_two, sys; print(best_of_two.__file__)"
     assert str(python.parents[1]) in run(python, "-c", code, cwd=tmp_path).stdout
     assert run(sys.executable, "-c", code, cwd=tmp_path).returncode != 0
 
 
+@pytest.mark.slow
 def test_it_is_listed_after_the_built_in_ones_and_the_broken_one_is_named_once(python, tmp_path):
     code = """if True:
         import json, warnings, transmask as tm
@@ -93,6 +96,7 @@ def test_it_is_listed_after_the_built_in_ones_and_the_broken_one_is_named_once(p
     assert kept == 4.0
 
 
+@pytest.mark.slow
 def test_importing_and_solving_with_a_built_in_solver_reads_no_entry_point(python, tmp_path):
     code = """if True:
         import sys, transmask as tm
@@ -111,6 +115,7 @@ def checkpoint(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_asking_for_the_broken_one_says_why_in_one_line(python, checkpoint):
     prune = "-m transmask prune w.npz -o new.npz -p 2:4 --solver broken"
     done = run(python, *prune.split(), cwd=checkpoint)
@@ -119,6 +124,7 @@ def test_asking_for_the_broken_one_says_why_in_one_line(python, checkpoint):
     assert not (checkpoint / "new.npz").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_lists_it_and_warns_in_one_line(python, checkpoint):
     done = run(python, "-m", "transmask", "solvers", cwd=checkpoint)
     assert done.returncode == 0
@@ -127,6 +133,7 @@ def test_the_command_line_lists_it_and_warns_in_one_line(python, checkpoint):
     assert done.stderr == f"transmask: warning: {WARNING}\n"
 
 
+@pytest.mark.slow
 def test_the_command_line_prunes_with_it(python, checkpoint):
     prune = "-m transmask prune w.npz -o new.npz -p 2:4 --solver best_of_two --json"
     done = run(python, *prune.split(), cwd=checkpoint)
@@ -136,6 +143,7 @@ def test_the_command_line_prunes_with_it(python, checkpoint):
     assert tm.check_mask(np.load(checkpoint / "new.npz")["w"] != 0, "2:4", constraint="exactly")
 
 
+@pytest.mark.slow
 def test_compare_lets_it_compete(python, checkpoint):
     done = run(python, *["-m", "transmask", "compare", "w.npz", "-p", "2:4", "--sample", "4", "--json"], cwd=checkpoint)
     assert done.returncode == 0, done.stderr
@@ -144,6 +152,7 @@ def test_compare_lets_it_compete(python, checkpoint):
     assert done.stderr.count("transmask: warning:") == 1
 
 
+@pytest.mark.slow
 def test_a_misspelt_name_is_answered_with_it(python, checkpoint):
     prune = "-m transmask prune w.npz -o new.npz -p 2:4 --solver best_of_too"
     done = run(python, *prune.split(), cwd=checkpoint)
@@ -152,6 +161,7 @@ def test_a_misspelt_name_is_answered_with_it(python, checkpoint):
 
 
 @pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="the benchmarks are in the repository only")
+@pytest.mark.slow
 def test_the_benchmark_times_it_and_the_readme_does_not_list_it(python, tmp_path):
     code = f"""if True:
         import sys
@@ -170,6 +180,7 @@ def test_the_benchmark_times_it_and_the_readme_does_not_list_it(python, tmp_path
     assert done.stdout == "2 False True False\n", done.stderr
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract(python, tmp_path):
     code = "from transmask.testing import assert_solver_contract as c; c('best_of_two', patterns=['1:2', '2:4', '2:5'])"
     done = run(python, "-W", "error", "-c", code, cwd=tmp_path)
@@ -221,6 +232,49 @@ def forget(monkeypatch):
     monkeypatch.undo()
     for cached in (_plugins._entry_points, _plugins.plugin_solvers, _plugins.load_plugin):
         cached.cache_clear()
+
+
+class KeepsAll(Good):
+    info = SolverInfo("keeps_all", "KeepsAll", "exact", ("exactly", "at_most"), 8, "numpy", "unpublished")
+
+    def solve_scores(self, scores, pattern, constraint):
+        return np.ones(scores.shape, bool)
+
+
+class Raises(Good):
+    info = SolverInfo("raises", "Raises", "exact", ("exactly", "at_most"), 8, "numpy", "unpublished")
+
+    def solve_scores(self, scores, pattern, constraint):
+        raise ImportError("No module\nnamed 'cupy'.")
+
+
+@pytest.mark.parametrize("command", ["compare", "demo"])
+def test_one_that_fails_while_it_solves_is_left_out_of_a_comparison(monkeypatch, capsys, checkpoint, command):
+    monkeypatch.chdir(checkpoint)
+    offer(monkeypatch, ("keeps_all", "KeepsAll", "pack"), ("raises", "Raises", "pack"), ("good", "Good", "fine"))
+    arguments = {"compare": "compare w.npz -p 2:4 --sample 4 --json", "demo": "demo --json"}[command]
+    assert cli.main(arguments.split()) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {"good", "primal_dual"} <= {row["solver"] for row in report["solvers"]}
+    reasons = {row["solver"]: row["reason"] for row in report["left_out"]}
+    assert not {"keeps_all", "raises"} & {row["solver"] for row in report["solvers"]}
+    assert "`solver` 'keeps_all' must keep" in reasons["keeps_all"]
+    assert reasons["raises"] == (
+        "`solver` 'raises' must return masks, got ImportError: No module named 'cupy'. Tell its authors."
+    )
+    if command == "compare":
+        for name in ("keeps_all", "raises"):
+            assert cli.main(["compare", "w.npz", "-p", "2:4", "--solver", name]) == 2
+            assert capsys.readouterr().err.startswith(f"transmask: `solver` '{name}' must")
+            assert cli.main(["prune", "w.npz", "-o", "new.npz", "-p", "2:4", "--solver", name]) == 2
+            assert f"`solver` '{name}' must" in capsys.readouterr().err
+            assert not (checkpoint / "new.npz").exists()
+
+
+def test_a_distribution_without_metadata_is_still_sorted_and_named(monkeypatch):
+    offer(monkeypatch, ("good", "Good", None), ("good", "Good", "apack"))
+    with pytest.warns(RuntimeWarning, match="got 'good' of 'an unnamed distribution' and 'apack'"):
+        assert Good.info not in tm.list_solvers()
 
 
 BAD = {
@@ -283,7 +337,8 @@ def test_neither_auto_nor_alternatives_are_of_another_package(monkeypatch):
         ("guarantee", "Exact", "`guarantee` must be one of 'exact', .* Did you mean 'exact'"),
         ("constraints", "exactly", "`constraints` must be a tuple that is not empty, got 'exactly'"),
         ("constraints", ("exact",), "Did you mean 'exactly'"),
-        ("max_m", True, "`max_m` must be an int or None, got True"),
+        ("name", "a b", "`name` must be an identifier, got 'a b'"),
+        ("max_m", True, "`max_m` must be an integer, got True"),
         ("max_m", 0, "`max_m` must be at least 1, got 0"),
     ],
 )

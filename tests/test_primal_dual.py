@@ -204,6 +204,7 @@ def test_what_is_kept_is_the_optimum_in_exact_arithmetic(family, n, m, constrain
             assert optimum * (1 - naive.Fraction(GAP)) <= naive.kept_value(block, block_mask) <= optimum
 
 
+@pytest.mark.slow
 @pytest.mark.compiled
 @pytest.mark.parametrize(("n", "m", "total"), [(2, 4, 70_000), (4, 8, 25_000), (8, 16, 5_000)])
 def test_a_hundred_thousand_blocks_against_minimum_cost_flow(n, m, total, constraint):

@@ -19,6 +19,7 @@ from transmask.solvers import as_solver, exact_solvers
 from transmask.testing import assert_solver_contract, assert_transposable, weights
 
 pytestmark = pytest.mark.many_patterns
+SLOW = pytest.mark.slow
 
 # Few patterns, because primal_dual compiles for seconds for each; the others' own tests look at more.
 PATTERNS = [(1, 2), (1, 4), (2, 4), (3, 4), (2, 5), (2, 8), (4, 8)]
@@ -79,7 +80,9 @@ def test_the_helper_fails_on_wrong_answers():
         assert_guarantee("pruned <= 2 x optimum", scores, nothing, optimum, "at_most")
 
 
-@pytest.mark.parametrize("pattern", ["1:2", "2:4", "2:5", "2:8", "4:8", "8:16"])
+@pytest.mark.parametrize(
+    "pattern", ["2:4", "2:5", *(pytest.param(p, marks=SLOW) for p in ("1:2", "2:8", "4:8", "8:16"))]
+)
 def test_the_contract_that_ships(solver, pattern, constraint):
     slow = (solver, pattern) == ("network_simplex", "8:16")
     if not slow and answers(solver, *map(int, pattern.split(":")), constraint):
@@ -145,7 +148,9 @@ def thousand_blocks(n, m, constraint):
     return scores, [float(oracle(block, n, constraint)) for block in (scores if m <= 8 else scores[:50])]
 
 
-@pytest.mark.parametrize(("n", "m"), [(1, 4), (2, 4), (2, 8), (4, 8), (8, 16)])
+@pytest.mark.parametrize(
+    ("n", "m"), [(2, 4), (4, 8), *(pytest.param(*size, marks=SLOW) for size in ((1, 4), (2, 8), (8, 16)))]
+)
 def test_exact_solvers_agree_on_a_thousand_blocks(exact_solver, n, m, constraint):
     """With the oracle on all of them for M <= 8, on the first 50 at 8:16; with each other on all.
 

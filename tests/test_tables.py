@@ -36,6 +36,11 @@ def test_headings_are_folded_first_where_it_is_narrow():
     assert drawn(BY_COLUMN, 17) == ["layer", "name    entries", "a           <1>", "longer     <20>"]
 
 
+def test_titles_and_headings_are_text_not_markup():
+    table = Table((Column("name", "[red]x[/red] [/w]"),), ROWS, title="of [w] and [/w]")
+    assert drawn(table, 80)[:2] == ["of [w] and [/w]", "[red]x[/red] [/w]"]
+
+
 def test_programs_get_full_values():
     assert BY_FORMAT.to_dict() == {"name": ["a", "longer"], "share": [0.5, None], "[b]": [1, 20]}
     assert BY_FORMAT.to_csv() == "name,share,[b]\na,0.5,1\nlonger,,20\n"

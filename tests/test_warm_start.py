@@ -83,7 +83,9 @@ GARBAGE = {
 
 @python_overflows
 @pytest.mark.parametrize("garbage", GARBAGE)
-@pytest.mark.parametrize(("n", "m"), PATTERNS)
+@pytest.mark.parametrize(
+    ("n", "m"), [PATTERNS[0], PATTERNS[-1], *(pytest.param(*size, marks=pytest.mark.slow) for size in PATTERNS[1:-1])]
+)
 def test_garbage(n, m, garbage, constraint):
     rng = np.random.default_rng(1)
     for _, weights in stacks(m):

@@ -45,7 +45,7 @@ class MissingDependencyError(TransmaskError, ImportError):
 
 
 class SolverError(TransmaskError, RuntimeError):
-    """A third-party solver stopped without an answer."""
+    """A solver stopped without an answer, or gave one that cannot be used."""
 
 
 def unknown_choice(argument: str, value: object, choices: Iterable[str]) -> InvalidArgumentError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -10,10 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from ._arguments import as_axes, as_axis, as_weights, matrix_view
 from .blocks import Array, Duals, block_grid, constraints_used, cut, empty_duals, score_dtype
 from .certificate import certify_matrices
-from .errors import InvalidArgumentError, InvalidTypeError, UnsupportedPatternError
+from .check import check_mask
+from .errors import InvalidArgumentError, InvalidTypeError, SolverError, TransmaskError, UnsupportedPatternError
 from .pattern import Constraint, Pattern, PatternLike, as_constraint
 from .result import MaskResult
 from .solvers import Solver, as_solver
+from .solvers._base import is_built_in
 from .threads import resolve_threads
 
 __all__ = ["check_solver", "nm_mask", "solve", "solve_matrices", "transposable_mask"]
@@ -152,7 +156,8 @@ def solve(
         duals = _start_duals(start, array, chosen, limit, matrix_axes, worker)
     if 0 < chosen.n < chosen.m and array.size:
         worker.check(chosen, limit)
-        worker.prepare(chosen, limit, array.dtype)
+        with _naming(worker):
+            worker.prepare(chosen, limit, array.dtype)
     began = time.perf_counter()
     solve_matrices(weights_view, mask_view, duals, chosen, limit, worker, threads=n_threads, warm=start is not None)
     seconds = time.perf_counter() - began
@@ -220,14 +225,37 @@ def solve_matrices(
     UnsupportedPatternError
         If the solver cannot answer.
     SolverError
-        If a third-party solver stops without an answer.
+        If a solver stops without an answer; if one that is not built in raises, or its masks break the constraint.
     """
     check_solver(weights.shape, pattern, constraint, solver)
     if pattern.n in (0, pattern.m):
         mask[...] = pattern.n > 0
         return
-    for blocks in cut(weights, mask, duals, pattern.m, constraint):
-        solver.solve_blocks(blocks, pattern, threads=threads, warm=warm)
+    with _naming(solver):
+        for blocks in cut(weights, mask, duals, pattern.m, constraint):
+            solver.solve_blocks(blocks, pattern, threads=threads, warm=warm)
+    if is_built_in(solver):
+        return
+    report = check_mask(mask, pattern, constraint=constraint)
+    if not report:
+        raise SolverError(
+            f"`solver` {solver.info.name!r} must keep {constraint.replace('_', ' ')} {pattern.n} of every {pattern.m}, "
+            f"but {report.first_offender}. Its masks cannot be used; tell its authors."
+        )
+
+
+@contextmanager
+def _naming(solver: Solver) -> Iterator[None]:
+    """Turn what a solver that is not built in raises into a SolverError that names it."""
+    try:
+        yield
+    except (TransmaskError, MemoryError):
+        raise
+    except Exception as error:
+        if is_built_in(solver):
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
+        raise SolverError(f"`solver` {solver.info.name!r} must return masks, got {text}. Tell its authors.") from error
 
 
 def _start_duals(

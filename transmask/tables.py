@@ -109,7 +109,8 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=self.title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        title = Text(self.title, "bold") if self.title else None  # Text, because a bare string is read as markup
+        table = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
         table.padding = (0, 2, 0, 0)
         columns = self._columns()
         cells = _cells(self.rows, columns)
@@ -119,7 +120,7 @@ class Table:
         fits = sum(wide) + 2 * (len(wide) - 1) <= options.max_width
         for column, longest in zip(columns, longests, strict=True):
             table.add_column(
-                column.title if fits else column.title.replace(" ", "\n"),
+                Text(column.title if fits else column.title.replace(" ", "\n")),
                 justify="right" if column.right else "left",
                 overflow="fold",
                 min_width=longest if longest <= _UNFOLDED else None,

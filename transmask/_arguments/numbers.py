@@ -63,6 +63,8 @@ def as_number(value: object, *, argument: str) -> float:
     ------
     InvalidTypeError
         If it is not a real number; True and False are not.
+    InvalidArgumentError
+        If it is too large for a float.
 
     Examples
     --------
@@ -71,4 +73,7 @@ def as_number(value: object, *, argument: str) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InvalidTypeError(f"`{argument}` must be a number, got {value!r}.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidArgumentError(f"`{argument}` must fit a float, got an integer of {value!r:.20}...") from None

@@ -52,6 +52,7 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     file = as_path(path, "path")
     if file.is_dir():
         return ShardedCheckpoint(_only_index(file))
+    suffix = next((suffix for suffix in sorted(FORMATS, key=len, reverse=True) if file.name.endswith(suffix)), "")
     with open(file, "rb") as stream:
         head = stream.read(16)
     if _is_pickle(file, head):
@@ -60,13 +61,13 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
             'you trust it: python -c "import torch, safetensors.torch as s; '
             f's.save_file(torch.load({file.name!r}, weights_only=True), {file.with_suffix(".safetensors").name!r})"'
         )
-    if file.name.endswith(".json"):
+    if not suffix and file.name.endswith(".json"):
         return ShardedCheckpoint(file)
-    if file.suffix not in FORMATS:
+    if not suffix:
         raise CheckpointError(
             f"{str(file)!r} must end with {listed_suffixes(INDEX_SUFFIX)}. Save the model in one of these formats."
         )
-    return FORMATS[file.suffix](file)
+    return FORMATS[suffix](file)
 
 
 def as_path(path: PathLike, argument: str) -> Path:

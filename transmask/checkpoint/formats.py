@@ -1,7 +1,8 @@
 """The table of checkpoint formats: which class opens a file, by its suffix.
 
 To add a format, subclass `Checkpoint` in a file of its own and give it a row here. Errors and help are made from this
-table; a sharded checkpoint is an index of ``.safetensors`` files and has no row of its own.
+table; a sharded checkpoint is an index of ``.safetensors`` files and has no row of its own. A suffix may have several
+parts; of two that fit, the longer one counts. Whatever the suffix, a file that is a pickle is refused first.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import InvalidArgumentError, MissingDependencyError, UnsupportedPatternError
+from ..errors import InvalidArgumentError, MissingDependencyError, SolverError, UnsupportedPatternError
 from ..tables import Column
 from ._figure import check_plot, save_plot
 from ._options import ConstraintOption, ExcludeOption, IncludeOption, JsonOption, PatternOption, ThreadsOption
@@ -69,8 +69,15 @@ def compare(
     with TensorProgress(blocks.size * len(workers), len(workers), workers) as progress:
         for worker in workers:
             progress.begin(worker.info.name)
-            rows.append(_row(worker, blocks, pattern, constraint, threads))
-            progress.advance(worker.info.name, blocks.size, seconds(rows[-1]["seconds"]))
+            try:
+                rows.append(_row(worker, blocks, pattern, constraint, threads))
+                outcome = seconds(rows[-1]["seconds"])
+            except SolverError as error:
+                if solver:
+                    raise
+                left_out.append({"solver": worker.info.name, "reason": str(error)})
+                outcome = "left out"
+            progress.advance(worker.info.name, blocks.size, outcome)
     if plot is not None:
         from ..plotting import plot_solver_quality
 

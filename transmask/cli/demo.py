@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..checkpoint.formats import listed_suffixes
-from ..errors import UnsupportedPatternError
+from ..errors import SolverError, UnsupportedPatternError
 from ..pattern import CONSTRAINTS
 from ..tables import Column
 from ._options import JsonOption, PatternOption, ThreadsOption
@@ -84,7 +84,7 @@ def _run(
             try:
                 rows.append(asdict(network.prune(name, constraint, threads=threads)))
                 outcome = seconds(rows[-1]["seconds"])
-            except UnsupportedPatternError as error:
+            except (UnsupportedPatternError, SolverError) as error:
                 if names:
                     raise
                 left_out.append({"solver": name, "constraint": constraint, "reason": str(error)})

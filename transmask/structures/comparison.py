@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,6 +187,10 @@ def compare_structures(
         name: as_weights(layer, argument=f"weights[{name!r}]" if isinstance(weights, Mapping) else "weights")
         for name, layer in layers.items()
     }
+    if isinstance(structures, Structure | Product) or not isinstance(structures, Iterable):
+        raise InvalidTypeError(
+            f"`structures` must be a sequence of structures, got {structures!r}. Put a single one into a list."
+        )
     if not structures:
         raise InvalidArgumentError("`structures` must have at least one structure, got none.")
     for structure in structures:

@@ -67,7 +67,8 @@ def assert_optimal(
 ) -> None:
     """Fail unless a mask holds its pattern and provably no other keeps more of the weights' magnitudes.
 
-    The proof is that of `transmask.certify`, which shares no code with any solver.
+    The proof is that of `transmask.certify`, which shares no code with any solver. Its resolution is 1e-12 of what a
+    block keeps: beside an entry of 1e15, losses below 1000 are not seen.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ def hard_blocks(rng: np.random.Generator, m: int) -> dict[str, Array]:
     shape = (2, m, m)
     gaussian = np.abs(rng.standard_normal(shape))
     one_huge = rng.random(shape) * 1e-3
-    one_huge[:, 0, 0] = 1e6
+    one_huge[[0, 1], rng.integers(0, m, 2), rng.integers(0, m, 2)] = 1e6
     steps = rng.integers(0, 9, shape)
     return {
         "Gaussian": gaussian,
