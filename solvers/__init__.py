@@ -6,7 +6,6 @@ Map of the folder, for whoever writes the next solver:
     _base.py        `Solver`, the contract: what to implement and what may be relied on
     <name>.py       one solver a file: method, guarantee, cost and when not to use it; greedy.py is a short one to copy
     _*_kernels.py   numba kernels, and nothing else, of the solvers beside them
-    _jit.py         how kernels are compiled and cached
     primal_dual/    the exact engine behind "auto", with a map of its own
     _plugins.py     solvers that other packages offer by an entry point
 

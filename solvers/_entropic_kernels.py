@@ -21,7 +21,7 @@ import math
 import numba
 import numpy as np
 
-from ._jit import kernel
+from .._jit import kernel
 
 __all__ = ["transport_plans"]
 

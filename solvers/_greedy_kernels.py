@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._jit import kernel
+from .._jit import kernel
 from ._rank_kernels import RANKED_LANES
 
 __all__ = ["defer_acceptance", "heavy_to_light"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from ._jit import kernel
+from .._jit import kernel
 
 __all__ = ["MAX_RANKED_M", "RANKED_LANES", "from_lanes", "rank_lines"]
 

@@ -16,7 +16,7 @@ import transmask.solvers
 pytestmark = [pytest.mark.surface, pytest.mark.slow]
 
 MODULE = """
-from transmask.solvers._jit import kernel
+from transmask._jit import kernel
 
 @kernel
 def add_one(value):
@@ -82,7 +82,7 @@ def test_a_change_in_a_sub_folder_of_the_solvers_compiles_anew(tmp_path):
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(transmask.__file__).parent, package, ignore=ignored)
     shutil.copytree(Path(transmask.solvers.__file__).parent, package / "solvers", ignore=ignored, dirs_exist_ok=True)
-    (package / "solvers" / "_tiny.py").write_text(MODULE.replace("transmask.solvers._jit", "._jit"))
+    (package / "solvers" / "_tiny.py").write_text(MODULE.replace("transmask._jit", ".._jit"))
     variables = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_DISABLE_JIT": "0", "NUMBA_BOUNDSCHECK": "0"}
 
     def cache_hits() -> int:

@@ -82,7 +82,7 @@ def test_code_of_another_version_is_not_loaded(cache, monkeypatch):
     compile_counted(3, 7)
     index, old = sorted(files(cache), key=lambda file: file.suffix, reverse=True)
     code = old.read_bytes()
-    monkeypatch.setattr("transmask.solvers._jit._source_stamp", lambda: "another")
+    monkeypatch.setattr("transmask.solvers.primal_dual.vectors.code_store.source_stamp", lambda _: "another")
     compile_counted(3, 7)
     assert index.exists()
     assert [file.name for file in files(cache) if file.suffix == ".nbc"] == [old.name]
@@ -102,7 +102,7 @@ def test_code_of_another_pattern_is_not_loaded(cache):
 
 def test_a_change_of_the_folder_generates_anew(cache, monkeypatch):
     compile_counted(3, 7)
-    monkeypatch.setattr("transmask.solvers._jit._source_stamp", lambda: "another")
+    monkeypatch.setattr("transmask.solvers.primal_dual.vectors.code_store.source_stamp", lambda _: "another")
     assert compile_counted(3, 7) == 1
 
 

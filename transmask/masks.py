@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._arguments import as_axes, as_axis, as_weights, matrix_view
-from .blocks import Array, Duals, block_grid, constraints_used, cut, empty_duals, score_dtype
+from ._typing import Array
+from .blocks import Duals, block_grid, empty_duals, score_dtype
 from .certificate import certify_matrices
-from .check import check_mask
-from .errors import InvalidArgumentError, InvalidTypeError, SolverError, TransmaskError, UnsupportedPatternError
+from .errors import InvalidArgumentError, InvalidTypeError
 from .pattern import Constraint, Pattern, PatternLike, as_constraint
 from .result import MaskResult
 from .solvers import Solver, as_solver
-from .solvers._base import is_built_in
+from .solving import naming, solve_matrices
 from .threads import resolve_threads
 
-__all__ = ["check_solver", "nm_mask", "solve", "solve_matrices", "transposable_mask"]
-
-LARGEST_M = 4096  # a block of this side takes 128 MB of float64
+__all__ = ["nm_mask", "solve", "transposable_mask"]
 
 
 def transposable_mask(
@@ -156,7 +152,7 @@ def solve(
         duals = _start_duals(start, array, chosen, limit, matrix_axes, worker)
     if 0 < chosen.n < chosen.m and array.size:
         worker.check(chosen, limit)
-        with _naming(worker):
+        with naming(worker):
             worker.prepare(chosen, limit, array.dtype)
     began = time.perf_counter()
     solve_matrices(weights_view, mask_view, duals, chosen, limit, worker, threads=n_threads, warm=start is not None)
@@ -179,83 +175,6 @@ def solve(
         u=duals[0],
         v=duals[1],
     )
-
-
-def check_solver(shape: tuple[int, ...], pattern: Pattern, constraint: Constraint, solver: Solver) -> None:
-    """Raise UnsupportedPatternError if `solver` cannot answer the blocks of a (..., R, C) shape, cut ones included."""
-    if pattern.m > LARGEST_M:
-        raise UnsupportedPatternError(f"`pattern` must have M of at most {LARGEST_M}, got '{pattern}'.")
-    for used in constraints_used(shape, pattern.m, constraint):
-        solver.check(pattern, used)
-
-
-def solve_matrices(
-    weights: Array,
-    mask: NDArray[np.bool_],
-    duals: Duals | None,
-    pattern: Pattern,
-    constraint: Constraint,
-    solver: Solver,
-    *,
-    threads: int,
-    warm: bool = False,
-) -> None:
-    """Cut matrices into blocks, solve them, and write the answers in place: the one loop behind every mask.
-
-    Parameters
-    ----------
-    weights : ndarray, shape (..., R, C)
-        Finite weights of any real dtype; not modified.
-    mask : ndarray of bool, shape (..., R, C)
-        Written.
-    duals : (u, v) or None
-        Shapes (..., R, ceil(C / M)) and (..., ceil(R / M), C). Written by solvers that find dual variables; if `warm`,
-        also their starting point.
-    pattern : Pattern
-    constraint : {"exactly", "at_most"}
-        For whole blocks; cut blocks are "at_most".
-    solver : Solver
-    threads : int
-        At least 1.
-    warm : bool, default False
-        Whether to start from `duals`; only with a solver that is `warm_startable`.
-
-    Raises
-    ------
-    UnsupportedPatternError
-        If the solver cannot answer.
-    SolverError
-        If a solver stops without an answer; if one that is not built in raises, or its masks break the constraint.
-    """
-    check_solver(weights.shape, pattern, constraint, solver)
-    if pattern.n in (0, pattern.m):
-        mask[...] = pattern.n > 0
-        return
-    with _naming(solver):
-        for blocks in cut(weights, mask, duals, pattern.m, constraint):
-            solver.solve_blocks(blocks, pattern, threads=threads, warm=warm)
-    if is_built_in(solver):
-        return
-    report = check_mask(mask, pattern, constraint=constraint)
-    if not report:
-        raise SolverError(
-            f"`solver` {solver.info.name!r} must keep {constraint.replace('_', ' ')} {pattern.n} of every {pattern.m}, "
-            f"but {report.first_offender}. Its masks cannot be used; tell its authors."
-        )
-
-
-@contextmanager
-def _naming(solver: Solver) -> Iterator[None]:
-    """Turn what a solver that is not built in raises into a SolverError that names it."""
-    try:
-        yield
-    except (TransmaskError, MemoryError):
-        raise
-    except Exception as error:
-        if is_built_in(solver):
-            raise
-        text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
-        raise SolverError(f"`solver` {solver.info.name!r} must return masks, got {text}. Tell its authors.") from error
 
 
 def _start_duals(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 
-from .._jit import inlined_kernel, inner_kernel
+from ..._jit import inlined_kernel, inner_kernel
 from .memory import BLOCK, BLOCK_ROW, EXACT_SHIFT, GRID_ROW, LINE, MATRIX, SHIFT, U_AT, V_AT, WEIGHTS, WEIGHTS_AT, U, V
 from .numbers import EXACT_BITS, LANES, SCORE_BITS
 from .vectors.lane import score_shift

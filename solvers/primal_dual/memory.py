@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .._jit import inlined_kernel
+from ..._jit import inlined_kernel
 from .numbers import LANES, LARGEST_TILE_M
 
 __all__ = ["Grid", "Lanes", "Problem", "Proof", "Queue", "ThreadMemory", "Tile", "aligned", "lanes_of", "proof_of"]

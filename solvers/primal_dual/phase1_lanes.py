@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._jit import bare_kernel, inlined_kernel, inner_kernel
+from ..._jit import bare_kernel, inlined_kernel, inner_kernel
 from .grid import place_block, write_duals
 from .memory import (
     BORN,

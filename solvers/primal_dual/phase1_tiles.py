@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._jit import bare_kernel, inner_kernel
+from ..._jit import bare_kernel, inner_kernel
 from .grid import find_block
 from .memory import BLOCK, BORN, GRID_ROW, LINE, MASK, MASK_AT, U_AT, V_AT, WEIGHTS, WEIGHTS_AT, U, V
 from .numbers import ALL_LANES, LANES

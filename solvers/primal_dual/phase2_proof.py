@@ -13,7 +13,7 @@ which leaves room for the penalty.
 
 from __future__ import annotations
 
-from .._jit import bare_kernel, inner_kernel
+from ..._jit import bare_kernel, inner_kernel
 from .grid import write_duals
 from .memory import EXACT_SHIFT, LINE, MASK, MASK_AT, proof_of
 from .numbers import ALL_LANES, COARSE_BITS, LANES, NEVER, PENALTY

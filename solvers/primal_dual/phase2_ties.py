@@ -8,7 +8,7 @@ unique. The perturbed blocks are swept until they settle, or for long enough, an
 
 from __future__ import annotations
 
-from .._jit import bare_kernel, inner_kernel
+from ..._jit import bare_kernel, inner_kernel
 from .grid import find_block
 from .memory import EXACT_SHIFT, LINE, SHIFT, WEIGHTS, WEIGHTS_AT, lanes_of
 from .numbers import ALL_LANES, EXACT_BITS, LANES, LARGEST_DUAL, SCORE_BITS

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._jit import bare_kernel
+from ..._jit import bare_kernel
 from .grid import place_block
 from .memory import LINE, MASK, MASK_AT, SHIFT, U_AT, V_AT, WEIGHTS, WEIGHTS_AT, U, V
 from .vectors.confirm import confirm_block

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .. import masks
 from .._arguments import as_weights, matrix_view
 from ..blocks import Array, empty_duals
 from ..errors import InvalidArgumentError
+from ..masks import nm_mask
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ..solvers import Solver, as_solver
+from ..solving import check_solver, solve_matrices
 from ..threads import resolve_threads
 from .layouts import Layout
 
@@ -99,7 +100,7 @@ class MaskRule:
         """
         array = self.check(scores, layout, name=name)
         if not self.transposable:
-            mask = masks.nm_mask(layout.matrices(array), self.pattern, axis=1 + layout.reduction)
+            mask = nm_mask(layout.matrices(array), self.pattern, axis=1 + layout.reduction)
             return torch.from_numpy(mask.reshape(array.shape)), None
         mask = np.zeros(array.shape, np.bool_)
         views = (matrix_view(layout.matrices(array), (1, 2)), matrix_view(layout.matrices(mask), (1, 2)))
@@ -119,7 +120,7 @@ class MaskRule:
         array = as_weights(scores.detach().cpu(), argument=name)
         if self.transposable:
             solver = as_solver(self.solver, self.pattern, self.constraint)
-            masks.check_solver(layout.sides(array.shape), self.pattern, self.constraint, solver)
+            check_solver(layout.sides(array.shape), self.pattern, self.constraint, solver)
         return array
 
     def _fill(self, scores: Array, mask: NDArray[np.bool_], start: StoredDuals | None) -> StoredDuals | None:
@@ -130,7 +131,7 @@ class MaskRule:
             cold = empty_duals(scores.shape, self.pattern.m)
             duals = cold if start is None else (start[0].astype(np.float64), start[1].astype(np.float64))
         warm = duals is not None and start is not None
-        masks.solve_matrices(
+        solve_matrices(
             scores, mask, duals, self.pattern, self.constraint, solver, threads=resolve_threads(None), warm=warm
         )
         if duals is None:

@@ -1,7 +1,8 @@
 """Functions generated as LLVM for one pattern at a time, each beside the Python twin that says what it does.
 
 ===================  ===============================================================================================
-`native`             how a compiled kernel calls generated code, and how that code is compiled and kept on disk
+`native`             how a compiled kernel calls generated code, and how that code is compiled
+`code_store`         where it is kept on disk
 `half_sweep`         half a sweep on LANES blocks, and `LineVectors`, its instructions
 `selection_network`  the minima and maxima that find the N-th and the (N+1)-th largest
 `tile`               M <= 8: load, solve and store a tile

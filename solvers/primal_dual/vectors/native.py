@@ -24,7 +24,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import lower_builtin, type_callable
 
-from ..._jit import load_code, save_code
+from .code_store import load_code, save_code
 
 __all__ = [
     "BYTES", "FUNCTIONS", "INDEX", "WEIGHT_BYTES", "M", "N", "compile_table", "function", "native", "prefetch", "splat",

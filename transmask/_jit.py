@@ -1,8 +1,9 @@
 """Compile kernels with numba: lazily, without the interpreter lock, and cached on disk where that is possible.
 
 A kernel is a serial function over blocks; threads are the caller's business. numba keeps the compiled code next to the
-source, in the user's cache folder, or in NUMBA_CACHE_DIR. It is compiled anew when any module of this folder, of a
-folder in it, or beside the kernel changes: a kernel may call what another file defines, which numba would not notice.
+source, in the user's cache folder, or in NUMBA_CACHE_DIR. A kernel may call what another file defines, which numba
+would not notice; so it is compiled anew when any module of its package (`transmask.solvers` with the folders in it,
+`transmask.certificate`) changes, or any module beside it where that is no package of transmask.
 
 With NUMBA_DISABLE_JIT=1 a kernel is the Python function itself.
 """
@@ -12,17 +13,17 @@ With NUMBA_DISABLE_JIT=1 a kernel is the Python function itself.
 from __future__ import annotations
 
 import hashlib
-import pickle
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.core.caching import FunctionCache
 
-__all__ = ["bare_kernel", "inlined_kernel", "inner_kernel", "kernel", "load_code", "save_code"]
+__all__ = ["bare_kernel", "inlined_kernel", "inner_kernel", "kernel", "source_stamp"]
 
 
 class BestEffortCache(FunctionCache):
@@ -35,7 +36,7 @@ class BestEffortCache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._cache_file._source_stamp = _source_stamp() + _stamp_beside(Path(function.__code__.co_filename).parent)
+        self._cache_file._source_stamp = source_stamp(function)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled code for a signature, or None if there is none that can be read."""
@@ -52,53 +53,20 @@ class BestEffortCache(FunctionCache):
             self.disable()
 
 
-@cache
-def _source_stamp() -> str:
-    """Return a digest of the text of all modules of this folder and of the folders in it."""
-    folder = Path(__file__).parent
-    return _digest(folder, folder.rglob("*.py"))
+def source_stamp(function: Callable[..., Any]) -> str:
+    """Return a digest of the text of all modules that a kernel may call; see the top of this file."""
+    package = sys.modules.get(".".join(function.__module__.split(".")[:2]))
+    if package is not None and package.__name__.startswith(f"{__package__}.") and hasattr(package, "__path__"):
+        return _digest(Path(str(package.__file__)).parent, "**/*.py")
+    return _digest(Path(function.__code__.co_filename).parent, "*.py")
 
 
 @cache
-def _stamp_beside(folder: Path) -> str:
-    """Return a digest of the modules of another folder, in which a kernel lies; of that folder alone."""
-    return "" if folder.is_relative_to(Path(__file__).parent) else _digest(folder, folder.glob("*.py"))
-
-
-def _digest(folder: Path, modules: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for module in sorted(modules):
+def _digest(folder: Path, modules: str) -> str:
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for module in sorted(folder.glob(modules)):
         digest.update(module.relative_to(folder).as_posix().encode() + module.read_bytes())
     return digest.hexdigest()
-
-
-def _code_file(name: str) -> Any:
-    """Return the file of some machine code, next to that of the kernels."""
-    locator = FunctionCache(_code_file)._impl.locator
-    locator.ensure_cache_path()
-    return IndexDataCacheFile(locator.get_cache_path(), name, _source_stamp())
-
-
-def load_code(name: str, machine: tuple[str, ...]) -> Any:
-    """Return what `save_code` stored for a machine, or None if nothing was stored or it is damaged."""
-    try:
-        whose, digest, payload = _code_file(name).load(machine)
-        if whose == (name, machine, _source_stamp()) and digest == hashlib.sha256(payload).hexdigest():
-            return pickle.loads(payload)
-    except Exception:  # pickle raises almost anything on a damaged file
-        pass
-    return None
-
-
-def save_code(name: str, machine: tuple[str, ...], code: Any) -> None:
-    """Store machine code, if that is possible.
-
-    The file names its owner once more, because processes that store at once may write each other's file.
-    """
-    payload = pickle.dumps(code)
-    with suppress(Exception):
-        digest = hashlib.sha256(payload).hexdigest()
-        _code_file(name).save(machine, ((name, machine, _source_stamp()), digest, payload))
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
