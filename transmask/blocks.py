@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 from ._typing import Array
 from .pattern import Constraint
 
-__all__ = ["Array", "Blocks", "Duals", "block_grid", "constraints_used", "cut", "empty_duals", "score_dtype"]
+__all__ = ["Array", "Blocks", "Duals", "block_grid", "constraints_used", "cut", "empty_duals", "score_dtype", "stacks"]
 
 Duals: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Dual variables (u, v): u of shape (..., R, ceil(C / M)), v of shape (..., ceil(R / M), C)."""
@@ -171,7 +171,7 @@ def cut(
     if weights.size == 0:
         return
     tiles = ((m, m), (m, m), (m, 1), (1, m))
-    for stack in _stacks((weights, mask, *(duals or ()))):
+    for stack in stacks((weights, mask, *(duals or ()))):
         rows, columns = stack[0].shape[-2:]
         whole_rows, whole_columns = rows // m, columns // m
         all_rows, all_columns = block_grid((rows, columns), m)
@@ -193,13 +193,13 @@ def cut(
                     view[...] = copy[:, : view.shape[1], : view.shape[2]]
 
 
-def _stacks(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
+def stacks(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
     """Merge the batch axes of (..., R, C) arrays into one where no copy is needed, else walk along the first."""
     try:
         merged = tuple(array.reshape(-1, *array.shape[-2:], copy=False) for array in arrays)
     except ValueError:
         for index in range(arrays[0].shape[0]):
-            yield from _stacks(tuple(array[index] for array in arrays))
+            yield from stacks(tuple(array[index] for array in arrays))
         return
     yield merged
 

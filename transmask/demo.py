@@ -41,6 +41,8 @@ class DemoRow:
         Fraction of the sum of magnitudes that is kept.
     gap : float or None
         What a better mask could still gain, as a fraction of the proven upper bound.
+    unproven_blocks : int or None
+        Number of blocks that may not be optimal; see `MaskResult`.
     seconds : float or None
         Wall time of the solver over all pruned tensors, its code compiled beforehand.
     accuracy : float
@@ -53,6 +55,7 @@ class DemoRow:
     constraint: Constraint | None
     kept_fraction: float
     gap: float | None
+    unproven_blocks: int | None
     seconds: float | None
     accuracy: float
     transposable: bool
@@ -147,6 +150,7 @@ class Demo:
             constraint,
             {name: result.mask for name, result in zip(self.pruned, results, strict=True)},
             upper_bound=sum(result.upper_bound for result in results),
+            unproven_blocks=sum(result.unproven for result in results),
             seconds=sum(result.seconds for result in results),
         )
 
@@ -172,6 +176,7 @@ class Demo:
         constraint: Constraint | None,
         masks: dict[str, NDArray[np.bool_]],
         upper_bound: float | None = None,
+        unproven_blocks: int | None = None,
         seconds: float | None = None,
     ) -> DemoRow:
         """Measure what masks keep and what they cost in accuracy, without regard to who made them."""
@@ -186,6 +191,7 @@ class Demo:
             constraint=constraint,
             kept_fraction=kept / total,
             gap=None if upper_bound is None else max(0.0, upper_bound - kept) / (upper_bound or 1.0),
+            unproven_blocks=unproven_blocks,
             seconds=seconds,
             accuracy=self._accuracy(network),
             transposable=all(check_mask(mask, self.pattern, axes=MATRIX_AXES).ok for mask in masks.values()),

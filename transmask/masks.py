@@ -15,7 +15,7 @@ from .errors import InvalidArgumentError, InvalidTypeError
 from .pattern import Constraint, Pattern, PatternLike, as_constraint
 from .result import MaskResult
 from .solvers import Solver, as_solver
-from .solving import naming, solve_matrices
+from .solving import naming, refuse_masks, solve_matrices
 from .threads import resolve_threads
 
 __all__ = ["nm_mask", "solve", "transposable_mask"]
@@ -157,7 +157,9 @@ def solve(
     began = time.perf_counter()
     solve_matrices(weights_view, mask_view, duals, chosen, limit, worker, threads=n_threads, warm=start is not None)
     seconds = time.perf_counter() - began
-    kept, upper_bound, worst_gap = certify_matrices(weights_view, mask_view, duals, chosen, limit, threads=n_threads)
+    proof = certify_matrices(weights_view, mask_view, duals, chosen, limit, threads=n_threads)
+    if proof.broken:
+        refuse_masks(mask_view, chosen, limit, worker)
     block_rows, block_columns = block_grid(weights_view.shape, chosen.m)
     batch = weights_view.shape[:-2]
     return MaskResult(
@@ -166,10 +168,11 @@ def solve(
         constraint=limit,
         axes=matrix_axes,
         solver=worker.info.name,
-        kept=kept,
-        total=float(np.sum(np.abs(array, dtype=score_dtype(array.dtype)), dtype=np.float64)),
-        upper_bound=upper_bound,
-        worst_gap=worst_gap,
+        kept=proof.kept,
+        total=proof.total,
+        upper_bound=proof.upper_bound,
+        worst_gap=proof.worst_gap,
+        unproven=proof.unproven,
         n_blocks=int(np.prod(batch, dtype=np.int64)) * block_rows * block_columns,
         seconds=seconds,
         u=duals[0],

@@ -243,14 +243,15 @@ def plot_divergence(tracker: Divergences, ax: Axes | None = None, *, layer: str 
 def plot_solver_quality(rows: Sequence[Mapping[str, Any]], ax: Axes | None = None) -> Axes:
     """Draw, for every solver, how far its masks may be from the optimum over the time it takes.
 
-    Down and to the left is better. Gaps that are zero to rounding, where the masks are proven optimal, lie on a line of
-    their own below the logarithmic scale.
+    Down and to the left is better. Masks that are proven optimal lie on a line of their own below the logarithmic
+    scale.
 
     Parameters
     ----------
     rows : sequence of mapping
         With "solver" and "constraint" (str), "kept_fraction" and "gap" (fractions) and "seconds" (float): what
-        `transmask compare --json` prints under "solvers".
+        `transmask compare --json` prints under "solvers". Without "unproven_blocks" (int), gaps up to 1e-12 count as
+        zero.
     ax : matplotlib Axes, optional
         Where to draw. Default: a new figure.
 
@@ -268,13 +269,14 @@ def plot_solver_quality(rows: Sequence[Mapping[str, Any]], ax: Axes | None = Non
     if any(row["seconds"] <= 0 for row in rows):
         raise InvalidArgumentError("`rows` must have positive times in 'seconds', got one that is not.")
     ax = _axes(ax)
-    gaps = [row["gap"] for row in rows if row["gap"] > PROVEN_GAP]
+    open_rows = [bool(row.get("unproven_blocks", row["gap"] > PROVEN_GAP)) for row in rows]
+    gaps = [max(row["gap"], PROVEN_GAP) for row, is_open in zip(rows, open_rows, strict=True) if is_open]
     lowest, highest = (int(np.floor(np.log10(edge(gaps, default=1e-2)))) for edge in (min, max))
     proven = 10.0 ** (lowest - 1)
     several = len({row["constraint"] for row in rows}) > 1
-    for row, (colour, marker) in zip(rows, _styles(), strict=False):
+    for row, is_open, (colour, marker) in zip(rows, open_rows, _styles(), strict=False):
         name = f"{row['solver']}, {row['constraint'].replace('_', ' ')}" if several else row["solver"]
-        height = row["gap"] if row["gap"] > PROVEN_GAP else proven
+        height = max(row["gap"], PROVEN_GAP) if is_open else proven
         label = f"{name}: {row['kept_fraction']:.2%} kept"
         ax.plot(row["seconds"], height, marker, color=colour, markersize=9, clip_on=False, label=label)
     _open_frame(ax, "both")

@@ -16,7 +16,7 @@ from .pattern import Constraint, Pattern
 from .solvers import Solver
 from .solvers._base import is_built_in
 
-__all__ = ["check_solver", "naming", "solve_matrices"]
+__all__ = ["check_solver", "naming", "refuse_masks", "solve_matrices"]
 
 LARGEST_M = 4096  # a block of this side takes 128 MB of float64
 
@@ -76,6 +76,11 @@ def solve_matrices(
             solver.solve_blocks(blocks, pattern, threads=threads, warm=warm)
     if is_built_in(solver):
         return
+    refuse_masks(mask, pattern, constraint, solver)
+
+
+def refuse_masks(mask: NDArray[np.bool_], pattern: Pattern, constraint: Constraint, solver: Solver) -> None:
+    """Raise SolverError, which names the first line, if the masks of a solver break their constraint."""
     report = check_mask(mask, pattern, constraint=constraint)
     if not report:
         raise SolverError(

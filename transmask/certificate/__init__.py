@@ -1,9 +1,14 @@
-"""Prove how good a mask is, whoever made it. Nothing in this folder shares code with a solver.
+"""Prove how good a mask is, whoever made it.
 
-bound.py    the bound and the certificate: what is proven, and the one pass over the blocks that proves it
+bound.py    what is proven: the bound, the certificate, and which duals are tried
+proof.py    one pass over whole matrices, in cache and in threads
+kernel.py   the pass itself: feasibility, what is kept, and the distance to the bound of given duals
 duals.py    where dual variables come from; any prove a bound, good ones a tight one
+
+What proves (bound, proof, kernel) shares no code with a solver.
 """
 
-from .bound import PROVEN_GAP, Certificate, certify, certify_matrices
+from .bound import Certificate, certify, certify_matrices
+from .proof import PROVEN_GAP
 
 __all__ = ["PROVEN_GAP", "Certificate", "certify", "certify_matrices"]

@@ -10,34 +10,28 @@ scores r = S - u - v and the row and column sums of the mask X, the distance fro
 
     bound - kept = sum_{X=1} max(0, -r) + sum_{X=0} max(0, r) + sum_i u_i (N - X_i.) + sum_j v_j (N - X_.j)
 
-which is how it is computed: as a sum of non-negative terms, without cancellation. Good (u, v) come from four places,
-tried in turn for the blocks that need them: what the solver left, shortest paths in the residual graph of the mask
-(Bellman-Ford; they exist exactly when the mask is optimal), alternating minimisation of the bound, and a linear program
-where that stalls; see `duals`. The proof does not rely on their origin: any (u, v) prove their bound.
+which is how it is computed: as a sum of non-negative terms, without cancellation. The proof does not rely on where
+(u, v) come from, since any prove their bound: `duals` finds good ones, `proof` and `kernel` check them.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._arguments import as_axes, as_mask, as_weights, matrix_view
-from ..blocks import Array, Blocks, Duals, cut, empty_duals
+from .._typing import Array
+from ..blocks import Duals, empty_duals
 from ..check import check_mask
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, InvalidTypeError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
-from ..threads import resolve_threads, run_parallel
-from .duals import CertifiedBlocks, alternating_duals, shortest_path_duals
+from ..threads import resolve_threads
+from .duals import exact_duals, is_within_reach, search_duals
+from .proof import Proof, prove
 
-__all__ = ["PROVEN_GAP", "Certificate", "certify", "certify_matrices"]
-
-PROVEN_GAP = 1e-12
-"""A relative gap up to this is the rounding of float64 sums: the mask is optimal."""
-
-_CHUNK_ENTRIES = 1 << 15  # 256 KB of float64: the few arrays of this size that a chunk works on stay in the L2 cache
+__all__ = ["Certificate", "certify", "certify_matrices"]
 
 Floats = NDArray[np.float64]
 
@@ -54,6 +48,9 @@ class Certificate:
         No mask of the same pattern and constraint keeps more.
     worst_gap : float
         The largest gap of a single block.
+    unproven : int
+        Number of blocks whose distance to their bound is more than 1e-12 of what they keep, measured by the median of
+        their kept non-zero scores so that an outlier does not hide what its neighbours lose. 0: the mask is optimal.
     u : ndarray of float64, shape (..., R, ceil(C / M))
         Dual variables of the rows, one for each row of each block; the matrix axes moved last.
     v : ndarray of float64, shape (..., ceil(R / M), C)
@@ -63,13 +60,14 @@ class Certificate:
     kept: float
     upper_bound: float
     worst_gap: float
+    unproven: int
     u: Floats
     v: Floats
 
     def __repr__(self) -> str:
         return (
             f"Certificate(kept={self.kept:.6g}, upper_bound={self.upper_bound:.6g}, gap={self.gap:.1e}, "
-            f"worst_gap={self.worst_gap:.1e})"
+            f"worst_gap={self.worst_gap:.1e}, unproven={self.unproven})"
         )
 
     @property
@@ -86,6 +84,7 @@ def certify(
     constraint: str = "exactly",
     axes: tuple[int, int] = (-2, -1),
     threads: int | None = None,
+    duals: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Certificate:
     """Bound how much any transposable mask could keep, and compare with `mask`, whoever made it.
 
@@ -103,6 +102,9 @@ def certify(
         The axes that form the matrix.
     threads : int, optional
         Default: the environment variable TRANSMASK_NUM_THREADS, else every core.
+    duals : (u, v), optional
+        Dual variables of shapes (..., R, ceil(C / M)) and (..., ceil(R / M), C) whose bound is wanted, at least 0 in
+        blocks that are "at_most", which cut blocks always are. Default: the best that are found.
 
     Returns
     -------
@@ -116,8 +118,8 @@ def certify(
 
     Notes
     -----
-    Works in float64 on chunks of blocks; a few passes over the weights for an optimal mask, up to a few hundred for one
-    that is not.
+    One pass over the weights checks duals, in float64 and in place. Up to M = 64 those of the exact solver are checked;
+    beyond, they are searched for, in a few passes for an optimal mask and up to a few hundred for one that is not.
 
     References
     ----------
@@ -133,71 +135,89 @@ def certify(
     array, kept, chosen, limit = as_weights(weights), as_mask(mask), Pattern.of(pattern), as_constraint(constraint)
     if kept.shape != array.shape:
         raise InvalidArgumentError(f"`mask` must have the shape of the weights, {array.shape}, got {kept.shape}.")
-    matrix_axes = as_axes(axes, array.ndim)
-    report = check_mask(kept, chosen, constraint=limit, axes=matrix_axes)
-    if not report:
+    matrix_axes, n_threads = as_axes(axes, array.ndim), resolve_threads(threads)
+    views = matrix_view(array, matrix_axes), matrix_view(kept, matrix_axes)
+    if duals is None:
+        used = empty_duals(views[0].shape, chosen.m)
+        proof = certify_matrices(*views, used, chosen, limit, threads=n_threads)
+    else:
+        used = _as_duals(duals, views[0].shape, chosen.m)
+        given = used[0].copy(), used[1].copy()
+        proof = prove(*views, used, chosen, limit, threads=n_threads)
+        _refuse_overwritten(given, used)
+    if proof.broken:
+        report = check_mask(kept, chosen, constraint=limit, axes=matrix_axes)
         raise InvalidArgumentError(
             f"`mask` must keep {limit.replace('_', ' ')} {chosen.n} of every {chosen.m}, but {report.first_offender}. "
             "Only a mask that holds its constraint can be certified."
         )
-    views = matrix_view(array, matrix_axes), matrix_view(kept, matrix_axes)
-    duals = empty_duals(views[0].shape, chosen.m)
-    total, bound, worst_gap = certify_matrices(*views, duals, chosen, limit, threads=resolve_threads(threads))
-    return Certificate(total, bound, worst_gap, *duals)
+    return Certificate(proof.kept, proof.upper_bound, proof.worst_gap, proof.unproven, *used)
 
 
 def certify_matrices(
     weights: Array, mask: NDArray[np.bool_], duals: Duals, pattern: Pattern, constraint: Constraint, *, threads: int
-) -> tuple[float, float, float]:
-    """Certify validated (..., R, C) arrays: return (kept, upper_bound, worst_gap) and improve `duals` in place.
+) -> Proof:
+    """Prove the masks of validated (..., R, C) arrays, and leave in `duals` what proves most.
 
     Parameters
     ----------
     weights : ndarray, shape (..., R, C)
     mask : ndarray of bool, shape (..., R, C)
-        Holds the constraint.
     duals : (u, v)
-        Any starting point; zeros will do. Overwritten by the best that was found.
+        What the solver left; zeros will do. Overwritten by the best that was found.
     pattern : Pattern
     constraint : {"exactly", "at_most"}
     threads : int
 
     Returns
     -------
-    kept, upper_bound, worst_gap : float
+    Proof
+        If it counts broken lines, nothing else in it means anything.
     """
-    found: list[tuple[float, float, float]] = []
-    for blocks in cut(weights, mask, duals, pattern.m, constraint):
-        parts = blocks.split(max(1, _CHUNK_ENTRIES // pattern.m**2))
-        run_parallel(lambda part: found.append(_certify_part(part, pattern.n)), parts, threads)
-    kept = math.fsum(kept for kept, _, _ in found)
-    upper_bound = kept + math.fsum(distance for _, distance, _ in found)
-    return kept, upper_bound, max((gap for _, _, gap in found), default=0.0)
+    problem = weights, mask, duals, pattern, constraint
+    within_reach = is_within_reach(pattern, constraint)
+    proof = None
+    if not within_reach or duals[0].any() or duals[1].any():
+        proof = prove(*problem, threads=threads)
+        if proof.broken or not proof.unproven:
+            return proof
+    if within_reach:
+        found = exact_duals(weights, pattern, constraint, threads=threads)
+        better = prove(weights, mask, found, pattern, constraint, threads=threads)
+        if proof is None or better.distance < proof.distance:
+            proof = better
+            for array, best in zip(duals, found, strict=True):
+                array[...] = best
+    assert proof is not None
+    parts = proof.near_parts if within_reach else proof.unproven_parts
+    if proof.broken or not parts:
+        return proof
+    search_duals(parts, pattern, constraint, near_only=within_reach, threads=threads)
+    return prove(*problem, threads=threads)
 
 
-def _certify_part(part: Blocks, n: int) -> tuple[float, float, float]:
-    """Return what the mask keeps, its distance to the bound and the worst gap, and leave the best duals in the part."""
-    assert part.u is not None and part.v is not None  # noqa: PT018
-    m, at_most = part.mask.shape[-1], part.constraint == "at_most"
-    # A solver is not trusted: whatever its duals are, those below are valid.
-    u, v = (np.nan_to_num(start.reshape(-1, m), posinf=0.0, neginf=0.0) for start in (part.u, part.v))
-    if at_most:
-        u, v = np.maximum(u, 0.0), np.maximum(v, 0.0)
-    scores, mask = part.scores().astype(np.float64), part.mask.reshape(-1, m, m)
-    blocks = CertifiedBlocks(scores, mask, u, v, n, at_most)
-    distance = blocks.distance()
-    for improve in (shortest_path_duals, alternating_duals):
-        open_blocks = np.flatnonzero(distance > PROVEN_GAP / 16 * blocks.kept())
-        if open_blocks.size == 0:
-            break
-        rest = blocks.take(open_blocks)
-        rest.u, rest.v = improve(rest)
-        better = rest.distance() < distance[open_blocks]
-        winners = open_blocks[better]
-        blocks.u[winners], blocks.v[winners] = rest.u[better], rest.v[better]
-        distance[winners] = rest.distance()[better]
-    part.u[...] = blocks.u.reshape(part.u.shape)
-    part.v[...] = blocks.v.reshape(part.v.shape)
-    kept = blocks.kept()
-    gaps = np.divide(distance, kept + distance, out=np.zeros_like(distance), where=distance > 0)
-    return math.fsum(kept), math.fsum(distance), float(gaps.max(initial=0.0))
+def _as_duals(duals: tuple[ArrayLike, ArrayLike], shape: tuple[int, ...], m: int) -> Duals:
+    """Return a float64 copy of a caller's dual variables, if they are finite and of the right shapes."""
+    if not isinstance(duals, (tuple, list)) or len(duals) != 2:
+        raise InvalidTypeError(f"`duals` must be a pair of arrays (u, v) or None, got {type(duals).__name__}.")
+    taken = []
+    for name, values, wanted in zip("uv", duals, (d.shape for d in empty_duals(shape, m)), strict=True):
+        array = as_weights(values, argument=f"duals: {name}")
+        if array.shape != wanted:
+            raise InvalidArgumentError(
+                f"`duals` must be (u, v) with {name} of shape {wanted}, got {array.shape}: one a line of a block."
+            )
+        taken.append(array.astype(np.float64))
+    return taken[0], taken[1]
+
+
+def _refuse_overwritten(given: Duals, used: Duals) -> None:
+    """Raise if a dual of the caller was not valid, which the proof overwrites with 0."""
+    for name, before, after in zip("uv", given, used, strict=True):
+        changed = before != after
+        if changed.any():
+            first = tuple(int(index) for index in np.argwhere(changed)[0])
+            raise InvalidArgumentError(
+                f"`duals` must be at least 0 in blocks that keep at most N (cut blocks do), got {before[first]} in "
+                f"{name} at index {first}. A negative dual proves nothing there."
+            )

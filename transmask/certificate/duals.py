@@ -1,6 +1,9 @@
-"""Where the certificate's dual variables come from: shortest paths, alternating minimisation, a linear program.
+"""Where the certificate's dual variables come from. No proof relies on that: any prove the bound that belongs to them.
 
-No proof relies on their origin: any (u, v), with "at_most" any u, v >= 0, prove the bound that belongs to them.
+An optimal dual of the weights proves as much as can be proven about every mask of them, so those of the exact solver
+do, whoever made the mask. They are rounded to float64, and the solver does not take every pattern. What is left is
+searched for, in turn: shortest paths in the residual graph of the mask (Bellman-Ford; they exist exactly when the mask
+is optimal), alternating minimisation of the bound, and a linear program where that stalls.
 """
 
 from __future__ import annotations
@@ -10,13 +13,79 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..blocks import Duals
+from .._typing import Array
+from ..blocks import Blocks, Duals, cut, empty_duals
+from ..pattern import Constraint, Pattern
+from ..solvers import as_solver, exact_solvers
+from ..solving import solve_matrices
+from ..threads import run_parallel
+from .proof import NEAR_GAP, PROVEN_GAP, Part
 
-__all__ = ["CertifiedBlocks", "alternating_duals", "linear_program_duals", "shortest_path_duals"]
+__all__ = ["exact_duals", "is_within_reach", "linear_program_duals", "search_duals"]
 
+_CLOSED = PROVEN_GAP / 16  # relative; not worth a search
+_CHUNK_ENTRIES = 1 << 15  # 256 KB of float64: the few arrays of this size that a chunk works on stay in the L2 cache
 _PERTURBATION = 1e-9  # relative; breaks the ties on which alternating minimisation stalls, costs as much of the bound
 
 Floats = NDArray[np.float64]
+
+
+def is_within_reach(pattern: Pattern, constraint: Constraint) -> bool:
+    """Tell whether `exact_duals` takes a pattern."""
+    return 0 < pattern.n < pattern.m and "primal_dual" in exact_solvers(pattern, constraint)
+
+
+def exact_duals(weights: Array, pattern: Pattern, constraint: Constraint, *, threads: int) -> Duals:
+    """Return optimal dual variables of (..., R, C) weights, from the exact solver."""
+    duals = empty_duals(weights.shape, pattern.m)
+    mask = np.empty(weights.shape, np.bool_)
+    solver = as_solver("primal_dual", pattern, constraint)
+    solve_matrices(weights, mask, duals, pattern, constraint, solver, threads=threads)
+    return duals
+
+
+def search_duals(parts: list[Part], pattern: Pattern, constraint: Constraint, *, near_only: bool, threads: int) -> None:
+    """Improve the duals of the blocks that they do not prove, in place.
+
+    Parameters
+    ----------
+    parts : list of Part
+        With valid duals.
+    pattern : Pattern
+    constraint : {"exactly", "at_most"}
+    near_only : bool
+        Whether blocks with a relative gap above NEAR_GAP are left alone, since their masks are not optimal.
+    threads : int
+    """
+    for weights, mask, u, v in parts:
+        for blocks in cut(weights, mask, (u, v), pattern.m, constraint):
+            pieces = blocks.split(max(1, _CHUNK_ENTRIES // pattern.m**2))
+            run_parallel(lambda piece: _search_piece(piece, pattern.n, near_only), pieces, threads)
+
+
+def _search_piece(piece: Blocks, n: int, near_only: bool) -> None:
+    """Search for better duals of the blocks of a piece; see `search_duals`."""
+    assert piece.u is not None and piece.v is not None  # noqa: PT018
+    m = piece.mask.shape[-1]
+    u, v = piece.u.reshape(-1, m), piece.v.reshape(-1, m)
+    scores, mask = piece.scores().astype(np.float64), piece.mask.reshape(-1, m, m)
+    blocks = CertifiedBlocks(scores, mask, u, v, n, piece.constraint == "at_most")
+    distance, kept = blocks.distance(), blocks.kept()
+    for improve, closed in ((shortest_path_duals, 0.0), (alternating_duals, _CLOSED)):
+        wanted = distance > closed * kept
+        if near_only:
+            wanted &= distance <= NEAR_GAP * kept
+        open_blocks = np.flatnonzero(wanted)
+        if open_blocks.size == 0:
+            continue
+        rest = blocks.take(open_blocks)
+        rest.u, rest.v = improve(rest)
+        better = rest.distance() < distance[open_blocks]
+        winners = open_blocks[better]
+        blocks.u[winners], blocks.v[winners] = rest.u[better], rest.v[better]
+        distance[winners] = rest.distance()[better]
+    piece.u[...] = blocks.u.reshape(piece.u.shape)
+    piece.v[...] = blocks.v.reshape(piece.v.shape)
 
 
 @dataclass(slots=True, eq=False)
@@ -43,7 +112,7 @@ class CertifiedBlocks:
         return kept
 
     def distance(self) -> Floats:
-        """bound(u, v) - kept for each block, as a sum of non-negative terms; see `certificate`."""
+        """bound(u, v) - kept for each block, as a sum of non-negative terms; see `bound`."""
         reduced = self.scores - self.u[:, :, None]
         reduced -= self.v[:, None, :]
         np.negative(reduced, out=reduced, where=self.mask)

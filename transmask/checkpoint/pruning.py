@@ -39,6 +39,8 @@ class PrunedTensor:
         No mask of the pattern keeps more.
     gap : float
         The fraction of the bound that a better mask could still gain.
+    unproven : int
+        Number of blocks that may not be optimal; see `MaskResult`.
     n_blocks : int
     seconds : float
         Wall time of the solver.
@@ -50,6 +52,7 @@ class PrunedTensor:
     total: float
     upper_bound: float
     gap: float
+    unproven: int
     n_blocks: int
     seconds: float
 
@@ -170,6 +173,7 @@ class _Run:
             result.total,
             result.upper_bound,
             result.gap,
+            result.unproven,
             result.n_blocks,
             result.seconds,
         )

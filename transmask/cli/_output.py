@@ -141,11 +141,13 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.2f} %"
 
 
-def gap(relative: float) -> str:
-    """Format a proven relative gap; below 1e-12, the rounding of float64, it reads "0 (proven)"."""
+def gap(relative: float, unproven: int) -> str:
+    """Format a relative gap to the bound; "0 (proven)" if no block is unproven."""
     from ..certificate import PROVEN_GAP
 
-    return "0 (proven)" if relative <= PROVEN_GAP else f"{relative:.1e}"
+    if not unproven:
+        return "0 (proven)"
+    return f"{relative:.1e}" if relative > PROVEN_GAP else f"below {PROVEN_GAP:g}"
 
 
 def seconds(value: float) -> str:

@@ -35,7 +35,7 @@ PRUNED = (
     Column("name", "pruned"),
     Column("shape", "shape", shape),
     Column("kept_fraction", "kept", percent, right=True),
-    Column("gap", "gap", gap, right=True),
+    Column("gap", "gap", right=True),
     Column("seconds", "time", seconds, right=True),
 )
 PLANNED = (*PRUNED[:2], Column("dtype", "dtype"), Column("axes", "matrix axes", lambda axes: f"{axes[0]}, {axes[1]}"))
@@ -129,7 +129,8 @@ def _shown_on(progress: TensorProgress) -> Progress:
             progress.begin(tensor.name)
         else:
             row = _outcome(outcome)
-            words = f"kept {percent(row['kept_fraction'])}, gap {gap(row['gap'])}, {seconds(row['seconds'])}"
+            proven = gap(row["gap"], row["unproven_blocks"])
+            words = f"kept {percent(row['kept_fraction'])}, gap {proven}, {seconds(row['seconds'])}"
             progress.advance(tensor.name, tensor.size, words)
 
     return show
@@ -160,6 +161,7 @@ def _outcome(outcome: PrunedTensor) -> dict[str, Any]:
         "kept_fraction": outcome.kept / outcome.total if outcome.total else 1.0,
         "upper_bound": outcome.upper_bound,
         "gap": outcome.gap,
+        "unproven_blocks": outcome.unproven,
         "blocks": outcome.n_blocks,
         "seconds": outcome.seconds,
     }
@@ -176,6 +178,7 @@ def _summary(outcomes: list[PrunedTensor]) -> dict[str, Any]:
         "kept_fraction": kept / total if total else 1.0,
         "gap": max(0.0, (bound - kept) / bound) if bound else 0.0,
         "worst_gap": max(outcome.gap for outcome in outcomes),
+        "unproven_blocks": sum(outcome.unproven for outcome in outcomes),
         "solver_seconds": math.fsum(outcome.seconds for outcome in outcomes),
     }
 
@@ -183,7 +186,10 @@ def _summary(outcomes: list[PrunedTensor]) -> dict[str, Any]:
 def _print_report(report: dict[str, Any]) -> None:
     """Print tables and a summary."""
     summary = report["summary"]
-    print_table(report["pruned"], PLANNED if summary is None else PRUNED)
+    if summary is None:
+        print_table(report["pruned"], PLANNED)
+    else:
+        print_table([row | {"gap": gap(row["gap"], row["unproven_blocks"])} for row in report["pruned"]], PRUNED)
     if report["skipped"]:
         print_line()
         print_table(report["skipped"], SKIPPED)
@@ -195,7 +201,8 @@ def _print_report(report: dict[str, Any]) -> None:
         return
     print_line(f"pruned {summary['tensors']} tensors, {count(summary['weights'])} weights, {rule}")
     print_line(f"kept   {percent(summary['kept_fraction'])} of the sum of magnitudes")
-    print_line(f"gap    {gap(summary['gap'])} in all, {gap(summary['worst_gap'])} in the worst tensor")
+    in_all, worst = (gap(summary[key], summary["unproven_blocks"]) for key in ("gap", "worst_gap"))
+    print_line(f"gap    {in_all} in all, {worst} in the worst tensor")
     print_line(f"time   {seconds(summary['wall_seconds'])}, of which the solver {seconds(summary['solver_seconds'])}")
     for key in ("output", "masks"):
         if report[key] is not None:

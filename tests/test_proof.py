@@ -1,0 +1,239 @@
+"""The pass that proves: every sum against loops that share no code with it, whatever the weights, masks and duals."""
+
+from statistics import median_low
+
+import families
+import ml_dtypes
+import naive
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import transmask as tm
+from transmask.certificate import proof as proof_module
+from transmask.certificate.proof import prove
+
+PATTERNS = [(2, 4), (1, 4), (3, 5), (4, 8), (6, 9), (8, 16), (0, 3), (3, 3), (16, 32), (20, 64), (1, 3)]
+
+
+def blocks_of(shape, m):
+    return [(i, j) for i in range(-(-shape[0] // m)) for j in range(-(-shape[1] // m))]
+
+
+def slow_proof(weights, mask, u, v, n, m, constraint):
+    """Sum up the bound of one matrix in float64, block by block and line by line; duals that are not valid are 0."""
+    kept = bound = total = 0.0
+    gaps, unproven, broken = [0.0], 0, 0
+    for i, j in blocks_of(weights.shape, m):
+        part = slice(i * m, i * m + m), slice(j * m, j * m + m)
+        scores, block = np.abs(weights[part].astype(np.float64)), mask[part]
+        at_most = constraint == "at_most" or scores.shape != (m, m)
+        rows, columns = u[part[0], j].copy(), v[i, part[1]].copy()
+        for duals in (rows, columns):
+            duals[~np.isfinite(duals) | (at_most & (duals < 0))] = 0.0
+        block_kept, distance = scores[block].sum(), 0.0
+        for (row, column), score in np.ndenumerate(scores):
+            reduced = score - rows[row] - columns[column]
+            distance += max(0.0, -reduced if block[row, column] else reduced)
+        counts = block.sum(axis=1), block.sum(axis=0)
+        for duals, count in zip((rows, columns), counts, strict=True):
+            distance += float((duals * (n - count)).sum())
+            broken += int((count > n).sum() if at_most else (count != n).sum())
+        kept, total, bound = kept + block_kept, total + scores.sum(), bound + block_kept + distance
+        if distance > 0:
+            gaps.append(distance / (block_kept + distance))
+            values = scores[block][scores[block] > 0].tolist()
+            unproven += distance > 1e-12 * len(values) * (median_low(values) if values else 0.0)
+    return kept, bound, total, max(gaps), broken, unproven
+
+
+def compare(weights, mask, u, v, n, m, constraint, threads=1):
+    """Hold the pass to the slow sums. Whether the last digit of a distance proves a block is not compared."""
+    found = prove(weights, mask, (u.copy(), v.copy()), tm.Pattern(n, m), constraint, threads=threads)
+    matrices = zip(*(a.reshape(-1, *a.shape[-2:]) for a in (weights, mask, u, v)), strict=True)
+    kept, bound, total, gap, broken, unproven = zip(
+        *(slow_proof(*arrays, n, m, constraint) for arrays in matrices), strict=True
+    )
+    assert found.broken == sum(broken)
+    assert found.kept == pytest.approx(sum(kept), rel=1e-13)
+    assert found.total == pytest.approx(sum(total), rel=1e-13)
+    if not found.broken:
+        assert found.upper_bound == pytest.approx(sum(bound), rel=1e-12, abs=1e-12 * sum(total))
+        assert found.worst_gap == pytest.approx(max(gap), rel=1e-6, abs=1e-13)
+        if max(gap) > 1e-9:
+            assert found.unproven == sum(unproven)
+    return found
+
+
+def some_masks(rng, scores, n, constraint):
+    """Masks that hold their constraint: at random, and with "at_most" a few entries short of full."""
+    masks = np.array([naive.random_mask(rng, n, scores.shape[-1]) for _ in scores], bool)
+    return masks & (rng.random(masks.shape) < 0.9) if constraint == "at_most" else masks
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize(("n", "m"), PATTERNS)
+def test_the_sums_are_those_of_plain_loops(family, n, m, constraint):
+    rng = np.random.default_rng(m)
+    scores = family(rng, 2, m)
+    largest = float(scores.max()) or 1.0
+    mask = some_masks(rng, scores, n, constraint)
+    u, v = (rng.uniform(-0.2 if constraint == "exactly" else 0.0, 0.8, (2, m)) * largest for _ in range(2))
+    compare(scores, mask, u[..., None], v[:, None, :], n, m, constraint)
+
+
+@pytest.mark.parametrize(("n", "m"), PATTERNS)
+@pytest.mark.parametrize("shape", [(13, 17), (70, 5), (3, 130), (64, 64), (1, 1), (2, 33, 40)])
+def test_edges_and_broken_lines(shape, n, m, constraint):
+    """Masks are thrown at random, so most lines are broken; each is counted once."""
+    rng = np.random.default_rng(n)
+    weights, mask = rng.standard_normal(shape), rng.random(shape) < (n / m)
+    u, v = (rng.random(part.shape) for part in tm.blocks.empty_duals(shape, m))
+    found = compare(weights, mask, u, v, n, m, constraint, threads=2)
+    assert bool(found.broken) != bool(tm.check_mask(mask, (n, m), constraint=constraint))
+
+
+def test_chunks_change_nothing(monkeypatch, constraint):
+    rng = np.random.default_rng(4)
+    weights = rng.standard_normal((3, 26, 31))
+    mask = tm.transposable_mask(weights, "2:4", constraint=constraint)
+    u, v = (rng.random(part.shape) for part in tm.blocks.empty_duals(weights.shape, 4))
+    whole = compare(weights, mask, u, v, 2, 4, constraint)
+    for entries in (1, 16, 50, 200, 1000):
+        monkeypatch.setattr(proof_module, "_CHUNK_ENTRIES", entries)
+        part = compare(weights, mask, u, v, 2, 4, constraint, threads=3)
+        assert (part.broken, part.unproven, part.worst_gap) == (whole.broken, whole.unproven, whole.worst_gap)
+
+
+DTYPES = [
+    np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2,
+    np.longdouble, np.int8, np.uint8, np.int16, np.int64, np.bool_, ml_dtypes.int4, ">f4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_and_layout_is_read_where_it_lies(dtype):
+    rng = np.random.default_rng(1)
+    weights = (rng.standard_normal((12, 10, 14)) * 3).astype(dtype)
+    plain = weights.astype(np.float64)
+    mask = tm.transposable_mask(plain, "2:4")
+    u, v = (rng.random(part.shape) for part in tm.blocks.empty_duals(weights.shape, 4))
+    reference = prove(plain, mask, (u, v), tm.Pattern(2, 4), "exactly", threads=1)
+    frozen = weights.copy()
+    frozen.flags.writeable = False
+    raw = np.zeros(weights.nbytes + 1, np.uint8)[1:]
+    unaligned = raw.view(weights.dtype).reshape(weights.shape)
+    unaligned[...] = weights
+    for layout in (weights, frozen, unaligned, np.asfortranarray(weights), weights[::-1][::-1]):
+        assert prove(layout, mask, (u, v), tm.Pattern(2, 4), "exactly", threads=1)[:6] == reference[:6]
+    assert weights.tobytes() == frozen.tobytes()
+
+
+@pytest.mark.parametrize("outlier", [1e3, 1e6, 1e12, 1e18, 1e30])
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
+def test_an_outlier_does_not_hide_what_its_neighbours_lose(outlier, scale, constraint):
+    """The best mask of a block is proven where its duals tell; one that loses a thousandth of the rest never is."""
+    scores = np.full((4, 4), 1.0)
+    scores[np.ix_([0, 1], [0, 1])] = scores[np.ix_([2, 3], [2, 3])] = 1.001
+    scores[0, 0] = outlier
+    best = np.kron(np.eye(2), np.ones((2, 2))).astype(bool)
+    u, v = np.full((4, 1), 0.5 * scale), np.full((1, 4), 0.5 * scale)
+    good = prove(scores * scale, best, (u, v), tm.Pattern(2, 4), constraint, threads=1)
+    assert (good.broken, good.unproven) == (0, 0)
+    worse = exchanged(best)
+    bad = prove(scores * scale, worse, (u, v), tm.Pattern(2, 4), constraint, threads=1)
+    assert (bad.broken, bad.unproven) == (0, 1)
+    assert tm.certify(scores * scale, worse, "2:4", constraint=constraint).unproven == 1
+
+
+def exchanged(mask):
+    """Exchange two kept entries outside row 0 and column 0 for two pruned ones: a 4-cycle, so that sums stay."""
+    other = mask.copy()
+    for row, column, kept in ((1, 1, False), (2, 2, False), (1, 2, True), (2, 1, True)):
+        other[row, column] = kept
+    return other
+
+
+def test_zeros_among_what_is_kept_do_not_count():
+    """A block that is mostly zeros is judged by its other scores, and rounding of theirs is forgiven."""
+    scores = np.zeros((4, 4))
+    scores[0, :2] = 1.0, 0.5
+    mask = np.kron(np.eye(2), np.ones((2, 2))).astype(bool)
+    u, v = np.zeros((4, 1)), np.zeros((1, 4))
+    u[0] = 1.0 + 2**-52
+    assert prove(scores, mask, (u, v), tm.Pattern(2, 4), "exactly", threads=1).unproven == 1
+    u[0] = 0.5 + 2**-52
+    assert prove(scores, mask, (u, v), tm.Pattern(2, 4), "exactly", threads=1).unproven == 0
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 8])
+def test_up_to_half_of_what_is_kept_may_be_huge(count):
+    scores = np.ones((4, 4))
+    mask = np.kron(np.eye(2), np.ones((2, 2))).astype(bool)
+    rows, columns = (index[:count] for index in np.nonzero(mask))
+    scores[rows, columns] = 1e18
+    u, v = np.full((4, 1), 0.5), np.full((1, 4), 0.5)
+    u[3] += 0.01  # loses a hundredth of the last row where that is small
+    v[0, 3] += 0.01
+    found = prove(scores, mask, (u, v), tm.Pattern(2, 4), "exactly", threads=1)
+    assert found.unproven == (count <= 4)
+
+
+@settings(max_examples=60)
+@given(st.sampled_from([(1, 2), (2, 4), (3, 7)]), st.sampled_from(["exactly", "at_most"]), st.integers(0, 2**32))
+def test_a_callers_duals_give_their_bound(pattern, constraint, seed):
+    rng = np.random.default_rng(seed)
+    n, m = pattern
+    shape = tuple(rng.integers(1, 12, 2))
+    weights = rng.standard_normal(shape)
+    mask = tm.transposable_mask(weights, pattern, constraint=constraint, solver="greedy")
+    u, v = (rng.random(part.shape) for part in tm.blocks.empty_duals(shape, m))
+    before = u.copy(), v.copy()
+    certificate = tm.certify(weights, mask, pattern, constraint=constraint, duals=(u, v))
+    assert np.array_equal(certificate.u, u)
+    assert np.array_equal(certificate.v, v)
+    scores = np.abs(weights)
+    slack = scores - u.repeat(m, 1)[:, : shape[1]] - v.repeat(m, 0)[: shape[0]]
+    assert certificate.upper_bound == pytest.approx(n * (u.sum() + v.sum()) + slack.clip(0).sum(), rel=1e-12)
+    assert np.array_equal(u, before[0])
+    assert np.array_equal(v, before[1])
+
+
+@pytest.mark.parametrize(
+    ("duals", "kind", "text"),
+    [
+        ((np.zeros((8, 1)), np.zeros((2, 8))), tm.InvalidArgumentError, "with u of shape (8, 2), got (8, 1)"),
+        ((np.zeros((8, 2)), np.zeros((8, 2))), tm.InvalidArgumentError, "with v of shape (2, 8), got (8, 2)"),
+        (
+            (np.full((8, 2), np.nan), np.zeros((2, 8))),
+            tm.InvalidArgumentError,
+            "`duals: u` must be finite, got 16 of 16 entries NaN or infinite",
+        ),
+        ((np.zeros((8, 2)), np.full((2, 8), np.inf)), tm.InvalidArgumentError, "`duals: v` must be finite"),
+        ((np.zeros((8, 2)), np.full((2, 8), "a")), tm.InvalidTypeError, "`duals: v` must hold real numbers"),
+        (np.zeros((8, 2)), tm.InvalidTypeError, "`duals` must be a pair of arrays (u, v) or None, got ndarray"),
+        ((np.zeros((8, 2)),), tm.InvalidTypeError, "`duals` must be a pair of arrays (u, v) or None, got tuple"),
+    ],
+)
+def test_duals_that_cannot_be_used(duals, kind, text):
+    with pytest.raises(kind) as raised:
+        tm.certify(np.ones((8, 8)), np.eye(8), "1:4", duals=duals, constraint="at_most")
+    assert text in str(raised.value)
+
+
+def test_negative_duals_prove_nothing_at_most():
+    u, v = np.zeros((8, 2)), np.zeros((2, 8))
+    v[1, 3] = -0.5
+    mask = tm.transposable_mask(np.ones((8, 8)), "1:4")
+    assert tm.certify(np.ones((8, 8)), mask, "1:4", duals=(u, v)).upper_bound == 64 - 0.5 + 4 * 0.5
+    with pytest.raises(tm.InvalidArgumentError) as raised:
+        tm.certify(np.ones((8, 8)), mask, "1:4", duals=(u, v), constraint="at_most")
+    assert "must be at least 0 in blocks that keep at most N (cut blocks do), got -0.5 in v at index (1, 3)" in str(
+        raised.value
+    )
+
+
+def test_a_mask_of_other_bytes_than_0_and_1_counts_as_numpy_counts_it():
+    mask = (np.eye(4, dtype=np.uint8) * 7).view(np.bool_)
+    assert tm.certify(np.ones((4, 4)), mask, "1:4").kept == 4

@@ -1,0 +1,135 @@
+"""Prove masks of whole matrices: chunks of block rows, in cache and in threads, through the kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._typing import Array
+from ..blocks import Duals, score_dtype, stacks
+from ..pattern import Constraint, Pattern
+from ..threads import run_parallel
+
+__all__ = ["NEAR_GAP", "PROVEN_GAP", "Part", "Proof", "prove"]
+
+PROVEN_GAP = 1e-12
+"""What a mask may lack of its bound and still count as optimal: the rounding of float64 sums."""
+
+NEAR_GAP = 1e-9
+"""Up to here a relative gap may be the rounding of duals; beyond, with optimal duals, the mask is not optimal."""
+
+_CHUNK_ENTRIES = 1 << 17
+"""Of a chunk: what is converted for it stays in the cache, and starting it costs little beside it."""
+
+Part: TypeAlias = tuple[Array, NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]
+"""Whole blocks of a stack of matrices, as views: weights and mask (K, R, C), u (K, R, ceil(C/M)), v (K, ceil(R/M), C).
+"""
+
+
+class Proof(NamedTuple):
+    """What a pass over masks has found, and the parts that hold blocks without a proof; see `kernel.prove_matrices`."""
+
+    kept: float
+    distance: float
+    total: float
+    worst_gap: float
+    broken: int
+    unproven: int
+    unproven_parts: list[Part]
+    near_parts: list[Part]
+
+    @property
+    def upper_bound(self) -> float:
+        """No masks keep more."""
+        return self.kept + self.distance
+
+
+def prove(
+    weights: Array, mask: NDArray[np.bool_], duals: Duals, pattern: Pattern, constraint: Constraint, *, threads: int
+) -> Proof:
+    """Check the masks of (..., R, C) matrices and measure how far they are from the bound of `duals`.
+
+    Parameters
+    ----------
+    weights : ndarray, shape (..., R, C)
+        Finite weights of any real dtype; not modified.
+    mask : ndarray of bool, shape (..., R, C)
+    duals : (u, v)
+        Shapes (..., R, ceil(C / M)) and (..., ceil(R / M), C). Those that are not valid are overwritten with 0.
+    pattern : Pattern
+    constraint : {"exactly", "at_most"}
+    threads : int
+
+    Returns
+    -------
+    Proof
+    """
+    from .kernel import BROKEN, DISTANCE, KEPT, NEAR, SUMS, TOTAL, UNPROVEN, WORST_GAP, prove_matrices
+
+    found: list[tuple[NDArray[np.float64], Part]] = []
+
+    def prove_part(part: Part) -> None:
+        sums = np.empty(SUMS)
+        u, v = (np.ascontiguousarray(array) for array in part[2:])
+        scores, kept = _readable(part[0]), _read_only(np.ascontiguousarray(part[1]).view(np.uint8))
+        prove_matrices(scores, kept, u, v, pattern.n, pattern.m, constraint == "at_most", sums)
+        for array, used in zip(part[2:], (u, v), strict=True):
+            if used is not array:
+                array[...] = used
+        found.append((sums, part))
+
+    run_parallel(prove_part, _parts((weights, mask, *duals), pattern.m), threads)
+    sums = np.array([part_sums for part_sums, _ in found]).reshape(-1, SUMS)
+    return Proof(
+        kept=math.fsum(sums[:, KEPT]),
+        distance=math.fsum(sums[:, DISTANCE]),
+        total=math.fsum(sums[:, TOTAL]),
+        worst_gap=float(sums[:, WORST_GAP].max(initial=0.0)),
+        broken=int(sums[:, BROKEN].sum()),
+        unproven=int(sums[:, UNPROVEN].sum()),
+        unproven_parts=[part for part_sums, part in found if part_sums[UNPROVEN]],
+        near_parts=[part for part_sums, part in found if part_sums[NEAR]],
+    )
+
+
+def _parts(arrays: tuple[Array, ...], m: int) -> Iterator[Part]:
+    """Cut (..., R, C) arrays into parts of about _CHUNK_ENTRIES, none smaller than a block row of that length."""
+    if arrays[0].size == 0:
+        return
+    for stack in stacks(arrays):
+        weights, mask, u, v = stack
+        matrices, rows, columns = weights.shape
+        width = m * max(1, min(_CHUNK_ENTRIES // m**2, -(-columns // m)))
+        height = m * max(1, min(_CHUNK_ENTRIES // (m * width), -(-rows // m)))
+        depth = max(1, _CHUNK_ENTRIES // (min(height, rows) * min(width, columns)))
+        for k in range(0, matrices, depth):
+            for i in range(0, rows, height):
+                for j in range(0, columns, width):
+                    whole = (slice(k, k + depth), slice(i, i + height), slice(j, j + width))
+                    blocks = slice(i // m, -(-(i + height) // m)), slice(j // m, -(-(j + width) // m))
+                    yield (
+                        weights[whole],
+                        mask[whole],
+                        u[whole[0], whole[1], blocks[1]],
+                        v[whole[0], blocks[0], whole[2]],
+                    )
+
+
+def _readable(weights: Array) -> Array:
+    """Return weights as the kernel reads them: float32 or float64, C-contiguous; a copy where they are not that."""
+    if weights.dtype.name == "bfloat16":
+        bits = weights.view(np.uint16).astype(np.uint32, order="C")
+        bits <<= 16
+        return _read_only(bits.view(np.float32))
+    return _read_only(np.require(weights, score_dtype(weights.dtype), ["C", "A"]))
+
+
+def _read_only(array: Array) -> Array:
+    """View an array as read-only: the kernel is compiled for that, and so once for arrays of both kinds."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
