@@ -150,7 +150,7 @@ def test_a_result_proves_itself_in_one_line(family, n, m, constraint):
         result = tm.solve(weights, (n, m), constraint=constraint, solver="primal_dual", threads=1)
         assert tm.check_mask(result.mask, (n, m), constraint=constraint).ok
         assert_proven(weights, result.mask, result.u, result.v, n, constraint)
-        assert result.status is tm.Status.OPTIMAL
+        assert result.worst_gap <= 1e-12
 
 
 @pytest.mark.parametrize("family", FAMILIES)

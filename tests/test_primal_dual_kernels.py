@@ -627,8 +627,7 @@ def test_thousands_of_scores_that_are_rounded_up_lose_less_than_what_counts_as_a
     first = tm.solve(block, (n, m), constraint=constraint, solver="primal_dual")
     block[1:][first.mask[1:]] = unit / 2**20
     result = tm.solve(block, (n, m), constraint=constraint, solver="primal_dual")
-    assert result.status.value == "optimal"
-    assert result.gap <= 1e-12
+    assert result.worst_gap <= 1e-12
 
 
 def assert_optimal_by_the_duals(scores, mask, u, v, n, at_most):

@@ -29,7 +29,7 @@ def assert_as_good(result, cold):
     assert tm.check_mask(result.mask, cold.pattern, constraint=cold.constraint).ok
     assert result.gap <= 1e-12
     assert result.kept == pytest.approx(cold.kept, rel=1e-12)
-    assert result.status is tm.Status.OPTIMAL
+    assert result.worst_gap <= 1e-12
 
 
 def stacks(m):

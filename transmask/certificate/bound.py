@@ -29,7 +29,7 @@ from ..errors import InvalidArgumentError, InvalidTypeError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ..threads import resolve_threads
 from .duals import exact_duals, is_within_reach, search_duals
-from .proof import Proof, prove
+from .proof import LARGEST_DUAL, Proof, prove
 
 __all__ = ["Certificate", "certify", "certify_matrices"]
 
@@ -200,15 +200,31 @@ def _as_duals(duals: tuple[ArrayLike, ArrayLike], shape: tuple[int, ...], m: int
     """Return a float64 copy of a caller's dual variables, if they are finite and of the right shapes."""
     if not isinstance(duals, (tuple, list)) or len(duals) != 2:
         raise InvalidTypeError(f"`duals` must be a pair of arrays (u, v) or None, got {type(duals).__name__}.")
-    taken = []
-    for name, values, wanted in zip("uv", duals, (d.shape for d in empty_duals(shape, m)), strict=True):
-        array = as_weights(values, argument=f"duals: {name}")
-        if array.shape != wanted:
-            raise InvalidArgumentError(
-                f"`duals` must be (u, v) with {name} of shape {wanted}, got {array.shape}: one a line of a block."
-            )
-        taken.append(array.astype(np.float64))
-    return taken[0], taken[1]
+    u, v = (
+        _as_dual(values, name, wanted.shape)
+        for name, values, wanted in zip("uv", duals, empty_duals(shape, m), strict=True)
+    )
+    return u, v
+
+
+def _as_dual(values: ArrayLike, name: str, shape: tuple[int, ...]) -> Floats:
+    """Return a float64 copy of the dual variables of the rows or of the columns, if they can be used."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
+        raise InvalidTypeError(f"`duals` must hold real numbers, got {name} of dtype {array.dtype}.")
+    if array.shape != shape:
+        raise InvalidArgumentError(
+            f"`duals` must be (u, v) with {name} of shape {shape}, got {array.shape}: one a line of a block."
+        )
+    taken = array.astype(np.float64)
+    usable = np.abs(taken) <= LARGEST_DUAL
+    if not usable.all():
+        first = tuple(int(index) for index in np.argwhere(~usable)[0])
+        raise InvalidArgumentError(
+            f"`duals` must be finite and at most {LARGEST_DUAL:g} in magnitude, got {taken[first]} in {name} at index "
+            f"{first}. Leave them out to have the best found."
+        )
+    return taken
 
 
 def _refuse_overwritten(given: Duals, used: Duals) -> None:

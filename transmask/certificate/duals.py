@@ -23,7 +23,6 @@ from .proof import NEAR_GAP, PROVEN_GAP, Part
 
 __all__ = ["exact_duals", "is_within_reach", "linear_program_duals", "search_duals"]
 
-_CLOSED = PROVEN_GAP / 16  # relative; not worth a search
 _CHUNK_ENTRIES = 1 << 15  # 256 KB of float64: the few arrays of this size that a chunk works on stay in the L2 cache
 _PERTURBATION = 1e-9  # relative; breaks the ties on which alternating minimisation stalls, costs as much of the bound
 
@@ -54,7 +53,8 @@ def search_duals(parts: list[Part], pattern: Pattern, constraint: Constraint, *,
     pattern : Pattern
     constraint : {"exactly", "at_most"}
     near_only : bool
-        Whether blocks with a relative gap above NEAR_GAP are left alone, since their masks are not optimal.
+        Whether the duals are optimal but for rounding: blocks with a relative gap above NEAR_GAP are left alone, since
+        their masks are not optimal, and shortest paths alone are tried.
     threads : int
     """
     for weights, mask, u, v in parts:
@@ -70,14 +70,14 @@ def _search_piece(piece: Blocks, n: int, near_only: bool) -> None:
     u, v = piece.u.reshape(-1, m), piece.v.reshape(-1, m)
     scores, mask = piece.scores().astype(np.float64), piece.mask.reshape(-1, m, m)
     blocks = CertifiedBlocks(scores, mask, u, v, n, piece.constraint == "at_most")
-    distance, kept = blocks.distance(), blocks.kept()
-    for improve, closed in ((shortest_path_duals, 0.0), (alternating_duals, _CLOSED)):
-        wanted = distance > closed * kept
+    distance = blocks.distance()
+    for improve in (shortest_path_duals,) if near_only else (shortest_path_duals, alternating_duals):
+        wanted = ~blocks.are_proven(distance)
         if near_only:
-            wanted &= distance <= NEAR_GAP * kept
+            wanted &= distance <= NEAR_GAP * blocks.kept()
         open_blocks = np.flatnonzero(wanted)
         if open_blocks.size == 0:
-            continue
+            break
         rest = blocks.take(open_blocks)
         rest.u, rest.v = improve(rest)
         better = rest.distance() < distance[open_blocks]
@@ -110,6 +110,16 @@ class CertifiedBlocks:
         """Sum of the kept scores of each block."""
         kept: Floats = np.sum(self.scores, axis=(1, 2), where=self.mask)
         return kept
+
+    def are_proven(self, distance: Floats) -> NDArray[np.bool_]:
+        """Tell for each block whether its distance is rounding, as the kernel does."""
+        kept = np.where(self.mask, self.scores, 0.0)
+        count = (kept > 0).sum(axis=(1, 2))
+        least = distance / PROVEN_GAP / np.maximum(count, 1)
+        proven: NDArray[np.bool_] = (distance == 0) | (
+            2 * ((kept > 0) & (kept >= least[:, None, None])).sum(axis=(1, 2)) > count
+        )
+        return proven
 
     def distance(self) -> Floats:
         """bound(u, v) - kept for each block, as a sum of non-negative terms; see `bound`."""

@@ -19,16 +19,13 @@ from __future__ import annotations
 import numpy as np
 
 from .._jit import inlined_kernel, inner_kernel, kernel
-from .proof import NEAR_GAP, PROVEN_GAP
+from .proof import LARGEST_DUAL, NEAR_GAP, PROVEN_GAP
 
 __all__ = ["BROKEN", "DISTANCE", "KEPT", "NEAR", "SUMS", "TOTAL", "UNPROVEN", "WORST_GAP", "prove_matrices"]
 
 KEPT, DISTANCE, TOTAL, WORST_GAP, BROKEN, UNPROVEN, NEAR = range(7)
 """Where the sums of `prove_matrices` stand."""
 SUMS = 7
-
-_LARGEST = 1e307
-"""Of a dual; three of these add up to a finite number."""
 
 
 @kernel
@@ -42,7 +39,7 @@ def prove_matrices(weights, mask, u, v, n, m, at_most, sums):
     mask : ndarray of uint8, shape (K, R, C)
         Other than 0 = kept.
     u : ndarray of float64, shape (K, R, ceil(C / M))
-        Row duals. One that is not finite, or is negative where its block is "at_most", is overwritten with 0.
+        Row duals. One beyond LARGEST_DUAL or NaN, or negative where its block is "at_most", is overwritten with 0.
     v : ndarray of float64, shape (K, ceil(R / M), C)
         Column duals, likewise.
     n, m : int
@@ -106,7 +103,7 @@ def _set_floors(floors, block_floors, m, at_most):
     """Set the least value of a valid dual, by column and by block: 0 where a block is "at_most", else any."""
     columns = len(floors)
     for b in range(len(block_floors)):
-        block_floors[b] = 0.0 if at_most or b * m + m > columns else -_LARGEST
+        block_floors[b] = 0.0 if at_most or b * m + m > columns else -LARGEST_DUAL
         for j in range(b * m, min(columns, b * m + m)):
             floors[j] = block_floors[b]
 
@@ -115,7 +112,7 @@ def _set_floors(floors, block_floors, m, at_most):
 def _make_valid(duals, floors):
     """Overwrite the duals that are below their floor, infinite or NaN with 0."""
     for line in range(len(duals)):
-        valid = (duals[line] >= floors[line]) & (duals[line] <= _LARGEST)
+        valid = (duals[line] >= floors[line]) & (duals[line] <= LARGEST_DUAL)
         duals[line] = duals[line] if valid else 0.0
 
 

@@ -14,13 +14,16 @@ from ..blocks import Duals, score_dtype, stacks
 from ..pattern import Constraint, Pattern
 from ..threads import run_parallel
 
-__all__ = ["NEAR_GAP", "PROVEN_GAP", "Part", "Proof", "prove"]
+__all__ = ["LARGEST_DUAL", "NEAR_GAP", "PROVEN_GAP", "Part", "Proof", "prove"]
 
 PROVEN_GAP = 1e-12
 """What a mask may lack of its bound and still count as optimal: the rounding of float64 sums."""
 
 NEAR_GAP = 1e-9
 """Up to here a relative gap may be the rounding of duals; beyond, with optimal duals, the mask is not optimal."""
+
+LARGEST_DUAL = 1e307
+"""A larger dual is not valid, so that three of them add up to a finite number."""
 
 _CHUNK_ENTRIES = 1 << 17
 """Of a chunk: what is converted for it stays in the cache, and starting it costs little beside it."""
