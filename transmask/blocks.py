@@ -183,9 +183,9 @@ def cut(
             ((whole_rows, all_rows), (0, whole_columns)),
             ((whole_rows, all_rows), (whole_columns, all_columns)),
         ):
-            views = [_take(*pair, block_rows, block_columns) for pair in zip(stack, tiles, strict=False)]
-            if views[0].size == 0:
+            if block_rows[0] == block_rows[1] or block_columns[0] == block_columns[1]:
                 continue
+            views = [_take(*pair, block_rows, block_columns) for pair in zip(stack, tiles, strict=False)]
             padded = [_pad(*pair, block_rows, block_columns) for pair in zip(views, tiles, strict=False)]
             yield _grid(padded, tiles, "at_most")
             for view, copy in zip(views[1:], padded[1:], strict=True):

@@ -84,6 +84,7 @@ __all__ = ["PrimalDual"]
 SWEEPS_A_LINE = 3  # of a perturbed block; fewer than 1 in 100 do not settle
 CHUNK_ENTRIES = 1 << 17  # blocks that must be copied are copied 1 MB at a time
 SPANS_A_THREAD = 3  # lanes run empty at the end of a span, but threads may not be equally fast
+WORTH_A_THREAD = 1 << 15  # entries; fewer are solved before another thread has started
 LARGEST_SPAN = 1 << 15  # blocks; their numbers take 0.25 MB
 WARM_SPAN_ENTRIES = 1 << 18
 LARGEST_CONFIRMED_M = 16  # half a sweep settles 84 of 100 blocks at M = 16, but 44 at M = 32, which gains nothing
@@ -179,6 +180,7 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
         (solve_small if m <= LARGEST_TILE_M else solve_large)(first, own)
         spare.append(own)
 
+    threads = min(threads, max(1, blocks.count * m**2 // WORTH_A_THREAD))
     span = _span(blocks.count, threads)
     confirm = warm and LARGEST_TILE_M < m <= LARGEST_CONFIRMED_M
     if confirm:  # what it leaves is still in the cache when it is solved

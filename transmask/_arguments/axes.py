@@ -103,4 +103,6 @@ def as_shape(shape: Sequence[int], *, argument: str = "shape") -> tuple[int, ...
 
 def matrix_view(array: Array, axes: tuple[int, int]) -> Array:
     """View `array` with the two `axes` moved last, in their order."""
+    if axes == (array.ndim - 2, array.ndim - 1):
+        return array
     return np.moveaxis(array, axes, (-2, -1))
