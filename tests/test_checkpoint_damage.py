@@ -36,7 +36,7 @@ def check(path):
 
 
 # The library that reads the headers words what is wrong with them, differently from release to release.
-DAMAGED = "m.safetensors' must be a safetensors file, but it is damaged: "
+DAMAGED = "m.safetensors' must be a .safetensors file, but it is damaged: "
 
 
 @pytest.mark.parametrize(
@@ -101,14 +101,19 @@ def test_a_damaged_shard(tmp_path):
     index = sharded(tmp_path)
     shard = index.parent / "2.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])
-    refuses(index, "2.safetensors' must be a safetensors file, but it is damaged")
+    refuses(index, "2.safetensors' must be a .safetensors file, but it is damaged")
 
 
 @pytest.mark.parametrize(
     ("weight_map", "message"),
     [
         ({"a": "1.safetensors", "b": "1.safetensors"}, "says that 'b' is in '1.safetensors', which does not hold it"),
-        ({"a": "1.safetensors", "c": "2.safetensors"}, "but puts 'b' in None"),
+        (
+            {"a": "1.safetensors", "c": "2.safetensors"},
+            "but '2.safetensors' holds the tensor 'b', which the index does not list",
+        ),
+        ({"a": "1.safetensors\0"}, "must name files in its own folder, got '1.safetensors\\x00'"),
+        ({"a": "\ud800.safetensors"}, "is damaged: opening it failed, UnicodeEncodeError"),
         ({"a": "../m/1.safetensors"}, "must name files in its own folder, got '../m/1.safetensors' for the tensor 'a'"),
         ({"a": "..safetensors/"}, "must name files in its own folder, got '..safetensors/'"),
         ({"a": ".."}, "must name .safetensors files, got '..'"),
@@ -131,6 +136,42 @@ def test_an_index_that_is_no_json_object(tmp_path, text):
     index = sharded(tmp_path)
     index.write_bytes(text.encode("latin-1"))
     refuses(index, "must hold")
+
+
+def test_an_index_with_a_byte_order_mark_is_read_and_copied_as_it_is(tmp_path):
+    index = sharded(tmp_path)
+    index.write_bytes(b"\xef\xbb\xbf" + index.read_bytes())
+    assert [tensor.name for tensor in open_checkpoint(index).tensors] == ["a", "b"]
+    prune_checkpoint(plan_pruning(index, "2:4"), tmp_path / "new")
+    assert (tmp_path / "new" / index.name).read_bytes() == index.read_bytes()
+    index.write_bytes(index.read_text(encoding="utf-8-sig").encode("utf-16"))
+    refuses(index, "must hold JSON, but it cannot be read")
+
+
+@pytest.mark.parametrize("second", ["1.safetensors", "2.safetensors"])
+def test_an_index_that_names_a_tensor_twice(tmp_path, second):
+    index = sharded(tmp_path)
+    index.write_text(f'{{"weight_map": {{"a": "1.safetensors", "b": "2.safetensors", "a": "{second}"}}}}')
+    refuses(index, "must hold JSON, but it cannot be read: it has the key 'a' twice")
+
+
+def test_a_tensor_in_two_shards(tmp_path):
+    index = sharded(tmp_path)
+    write_safetensors(index.parent / "2.safetensors", {"a": np.zeros((4, 4)), "b": np.ones((4, 4))})
+    refuses(index, "'2.safetensors' holds the tensor 'a', which the index puts in '1.safetensors'")
+
+
+def test_a_header_that_names_a_tensor_twice(tmp_path):
+    entry = json.dumps(ENTRY)
+    write_raw(tmp_path / "m.safetensors", f'{{"a": {entry}, "a": {entry}}}'.encode(), bytes(8))
+    refuses(tmp_path / "m.safetensors", "twice")
+
+
+def test_a_shard_that_the_index_does_not_name_is_no_part_of_the_checkpoint(tmp_path):
+    index = sharded(tmp_path)
+    write_safetensors(index.parent / "3.safetensors", {"a": np.zeros((4, 4))})
+    prune_checkpoint(plan_pruning(index, "2:4"), tmp_path / "new")
+    assert sorted(files_in(tmp_path / "new")) == ["1.safetensors", "2.safetensors", index.name]
 
 
 def test_shards_that_were_not_pruned_together(tmp_path):

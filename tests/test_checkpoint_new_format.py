@@ -1,6 +1,8 @@
 """A new format is a file and a row: nothing else needs to know it."""
 
 import json
+import lzma
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,63 @@ def test_errors_name_it(model, tmp_path):
     index = write_sharded(tmp_path / "shards", {"1.safetensors": {"a": np.eye(4)}})
     with pytest.raises(tm.InvalidArgumentError, match="`output` must be a folder"):
         prune_checkpoint(plan_pruning(index, "2:4"), tmp_path / "new.toy")
+
+
+class BrokenCheckpoint(ToyCheckpoint):
+    """A format whose decoder knows errors of its own."""
+
+    fails_in = ""
+
+    def read(self, tensor):
+        """Read one tensor; see `Checkpoint.read`."""
+        if self.fails_in == "read":
+            raise lzma.LZMAError("Corrupt input\ndata")
+        return super().read(tensor)
+
+    def rewrite(self, target, replace, record):
+        """Write the file again; see `Checkpoint.rewrite`."""
+        super().rewrite(target, replace, record)
+        if self.fails_in == "rewrite":
+            raise struct.error("unpack requires a buffer of 8 bytes")
+
+
+@pytest.fixture
+def broken(model, monkeypatch):
+    monkeypatch.setitem(FORMATS, SUFFIX, BrokenCheckpoint)
+    return model
+
+
+def test_whatever_its_decoder_raises_is_one_line_that_names_the_file(broken, tmp_path, monkeypatch):
+    def fails(path, words):
+        pattern = rf"'.*{path.name}' must be a \.toy file, but it is damaged: {words}\. Was it copied completely\?"
+        with pytest.raises(tm.CheckpointError, match=f"^{pattern}$"):
+            prune_checkpoint(plan_pruning(path, "2:4"), tmp_path / "new.toy")
+        assert not (tmp_path / "new.toy").exists()
+        assert not list(tmp_path.glob(".transmask*"))
+
+    monkeypatch.setattr(BrokenCheckpoint, "fails_in", "read")
+    fails(broken, r"reading 'weight' failed, LZMAError: Corrupt input data")
+    with pytest.raises(tm.CheckpointError, match="reading 'weight' failed"):
+        list(check_checkpoint(broken, "2:4"))
+    monkeypatch.setattr(BrokenCheckpoint, "fails_in", "rewrite")
+    fails(broken, r"copying it failed, error: unpack requires a buffer of 8 bytes")
+    (tmp_path / "cut.toy").write_text("{")
+    fails(tmp_path / "cut.toy", r"opening it failed, JSONDecodeError: .*")
+    monkeypatch.setitem(FORMATS, SUFFIX, lambda path: {}[path.name])  # a function, not a class
+    fails(broken, r"opening it failed, KeyError: 'm.toy'")
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("mine"), PermissionError(13, "mine"), MemoryError("mine")])
+def test_what_the_caller_or_the_system_raises_stays_what_it_is(broken, tmp_path, monkeypatch, error):
+    def progress(tensor, outcome):
+        raise error
+
+    with pytest.raises(type(error), match="mine"):
+        prune_checkpoint(plan_pruning(broken, "2:4"), tmp_path / "new.toy", progress=progress)
+    if not isinstance(error, ZeroDivisionError):
+        monkeypatch.setattr(ToyCheckpoint, "read", lambda self, tensor: progress(tensor, None))
+        with pytest.raises(type(error), match="mine"):
+            list(check_checkpoint(broken, "2:4"))
 
 
 def test_the_command_line_names_and_takes_it(model):

@@ -305,7 +305,7 @@ def fails(capsys, folder, arguments, monkeypatch):
         (["prune", "pickle.pt", "-o", "new.pt", "-p", "2:4"], "got a pickle, which can run code when it is read."),
         (
             ["prune", "bad.safetensors", "-o", "new.safetensors", "-p", "2:4"],
-            "must be a safetensors file, but it is damaged: ",
+            "must be a .safetensors file, but it is damaged: ",
         ),
         (["prune", ".", "-o", "new", "-p", "2:4"], "must hold one *.safetensors.index.json, got 0."),
         (["check", "m.safetensors", "-p", "2:4", "--include", "nothing"], "must hold a tensor to check, got none"),

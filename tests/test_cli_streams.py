@@ -77,10 +77,20 @@ def test_help_whose_reader_is_gone_is_no_failed_check(folder):
     assert out in ("0\n", "141\n")
 
 
-def test_output_that_finds_no_room_is_an_error(folder):
-    code, _, errors = shell(folder, "TM check sparse.safetensors -p 2:4 >/dev/full")
-    assert code == 2
-    assert errors.splitlines()[-1] == "transmask: No space left on device."
+def test_a_report_that_finds_no_room_is_said_to_be_lost_and_the_code_speaks_of_files(folder):
+    for command, verdict in (
+        ("check sparse.safetensors -p 2:4", 0),
+        ("check dense.safetensors -p 2:4", 1),
+        ("prune dense.safetensors -p 2:4 -o new.safetensors --solver enumeration", 0),
+        ("sad dense.safetensors sparse.safetensors", 2),  # the report is all that it does
+    ):
+        for unbuffered in (False, True):
+            code, _, errors = shell(folder, f"TM {command} >/dev/full", unbuffered=unbuffered)
+            assert code == verdict, command
+            last = "transmask: the report could not be printed: No space left on device."
+            assert errors.splitlines()[-1] == last
+            assert errors.count(last) == 1
+    assert shell(folder, "TM check new.safetensors -p 2:4")[0] == 0
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])

@@ -1,12 +1,14 @@
 """The exceptions of transmask and the one form their messages take.
 
-Every message reads: `` `argument` must <requirement>, got <value>. <Remedy.> ``
+Every message is one line and reads: `` `argument` must <requirement>, got <value>. <Remedy.> ``
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+from .shown import shown
 
 __all__ = [
     "CheckpointError",
@@ -21,7 +23,13 @@ __all__ = [
 
 
 class TransmaskError(Exception):
-    """Base class of every error that transmask raises on purpose."""
+    """Base class of every error that transmask raises on purpose.
+
+    Its message may hold names out of files, so control characters in it are shown as escapes.
+    """
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 class InvalidArgumentError(TransmaskError, ValueError):

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 from ._arguments import as_integer, as_mask, as_weights
 from .certificate import PROVEN_GAP
 from .errors import InvalidArgumentError, MissingDependencyError
+from .shown import shown
 from .structures.comparison import StructureComparison
 from .structures.diversity import MaskDiversity
 from .tables import Table
@@ -235,7 +236,8 @@ def plot_divergence(tracker: Divergences, ax: Axes | None = None, *, layer: str 
     ax.set_ylim(bottom=0)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(xlabel="step", ylabel="entries whose state differs (SAD)", title="" if layer is None else layer)
+    ax.set(xlabel="step", ylabel="entries whose state differs (SAD)", title="" if layer is None else shown(layer))
+    ax.title.set_parse_math(False)  # a layer may have any name
     ax.legend(frameon=False)
     return ax
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .shown import shown
+
 if TYPE_CHECKING:
     import rich.table
     from rich.console import Console, ConsoleOptions
@@ -136,5 +138,5 @@ def _formatted(specification: str) -> Callable[[Any], str]:
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[list[str]]:
-    """Format every value."""
-    return [[column.format(row[column.key]) for column in columns] for row in rows]
+    """Format every value; one may hold names out of a file."""
+    return [[shown(column.format(row[column.key])) for column in columns] for row in rows]

@@ -16,9 +16,13 @@ import numpy as np
 
 from ..blocks import Array
 from ..errors import CheckpointError, InvalidArgumentError
+from ._decoding import guard_methods
 from ._record import PruneRecord
 
-__all__ = ["Checkpoint", "Replace", "TensorInfo", "copy_bytes"]
+__all__ = ["Checkpoint", "Replace", "TensorInfo", "copy_bytes", "read_into", "write_from"]
+
+PIECE_BYTES = 1 << 24
+"""Files are read and written by this much at a time, so that Ctrl-C never waits for a whole tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,10 @@ Replace: TypeAlias = Callable[[TensorInfo], Array | None]
 class Checkpoint(ABC):
     """A checkpoint opened for reading: its header is in memory and validated, its tensors are not.
 
+    Whatever ``__init__(path)``, `read` and `rewrite` of a subclass raise because the file is damaged becomes a
+    CheckpointError that names the file. A subclass does nothing for that; it raises errors of its own where it can say
+    more.
+
     Attributes
     ----------
     path : Path
@@ -81,6 +89,10 @@ class Checkpoint(ABC):
     record: PruneRecord | None = None
     suffix: str = ""
     is_named_after_file: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        guard_methods(cls)
 
     @abstractmethod
     def read(self, tensor: TensorInfo) -> Array:
@@ -136,6 +148,25 @@ class Checkpoint(ABC):
     def changed(self, path: Path) -> CheckpointError:
         """Build the error for a file that has become shorter since it was opened."""
         return CheckpointError(f"{str(path)!r} changed while it was read. Run again when nothing writes to it.")
+
+
+def read_into(source: IO[bytes], array: Array) -> int:
+    """Fill a C-contiguous array with the next bytes of a file; return how many there were."""
+    target = memoryview(array.reshape(-1).view(np.uint8))
+    done = 0
+    while done < len(target):
+        piece: int = source.readinto(target[done : done + PIECE_BYTES])  # type: ignore[attr-defined]
+        if not piece:
+            break
+        done += piece
+    return done
+
+
+def write_from(target: IO[bytes], array: Array) -> None:
+    """Write the entries of an array in C order."""
+    source = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    for start in range(0, len(source), PIECE_BYTES):
+        target.write(source[start : start + PIECE_BYTES])
 
 
 def copy_bytes(source: IO[bytes], target: IO[bytes], n_bytes: int) -> int:

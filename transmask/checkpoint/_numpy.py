@@ -6,25 +6,21 @@ nothing in the file says what was pruned.
 
 from __future__ import annotations
 
-import errno
-import struct
-import tokenize
 import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Literal, TypeAlias
 
 import ml_dtypes
 import numpy as np
 
 from ..blocks import Array
 from ..errors import CheckpointError
-from ._base import Checkpoint, Replace, TensorInfo, copy_bytes
+from ._base import Checkpoint, Replace, TensorInfo, copy_bytes, read_into
 from ._record import PruneRecord
 
-__all__ = ["DAMAGE", "NpyCheckpoint", "NpzCheckpoint"]
+__all__ = ["NpyCheckpoint", "NpzCheckpoint"]
+
+Order: TypeAlias = Literal["C", "F"]
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -50,18 +46,15 @@ class NpyCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = (path,)
-        with open(path, "rb") as file, _readable(path):
-            self.tensors = (_info(path.name.removesuffix(".npy"), file),)
-            expected = file.tell() + self.tensors[0].size * _item_size(self.tensors[0])
-        if path.stat().st_size != expected:
-            raise CheckpointError(
-                f"{str(path)!r} must have {expected} bytes, got {path.stat().st_size}. Was it copied completely?"
-            )
+        with open(path, "rb") as file:
+            tensor, _ = _read_header(path.name.removesuffix(".npy"), file, path)
+            _check_size(tensor, file, path.stat().st_size, path)
+        self.tensors = (tensor,)
 
     def read(self, tensor: TensorInfo) -> Array:
         """Read the array; see `Checkpoint.read`."""
-        with open(self.path, "rb") as file, _readable(self.path):
-            return _array(file, tensor)
+        with open(self.path, "rb") as file:
+            return _read_array(tensor, file, self)
 
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write the file again; see `Checkpoint.rewrite`."""
@@ -93,7 +86,7 @@ class NpzCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = (path,)
-        with _readable(path), zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             self._members = {member.filename.removesuffix(".npy"): member for member in members}
             if len(self._members) != len(members):
@@ -105,22 +98,18 @@ class NpzCheckpoint(Checkpoint):
         if not self._members[name].filename.endswith(".npy"):
             return TensorInfo(name, (), "no array", None)
         with archive.open(self._members[name]) as file:
-            return _info(name, file)
+            tensor, _ = _read_header(name, file, self.path)
+            _check_size(tensor, file, self._members[name].file_size, self.path)
+        return tensor
 
     def read(self, tensor: TensorInfo) -> Array:
         """Read one array; see `Checkpoint.read`."""
-        with (
-            _readable(self.path),
-            zipfile.ZipFile(self.path) as archive,
-            archive.open(self._members[tensor.name].filename) as file,
-        ):
-            return _array(file, tensor)
+        with zipfile.ZipFile(self.path) as archive, archive.open(self._members[tensor.name].filename) as file:
+            return _read_array(tensor, file, self)
 
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write the file again; see `Checkpoint.rewrite`."""
-        with _readable(self.path):
-            archive = zipfile.ZipFile(self.path)
-        with archive, zipfile.ZipFile(target, "w") as out:
+        with zipfile.ZipFile(self.path) as archive, zipfile.ZipFile(target, "w") as out:
             out.comment = archive.comment
             for tensor in self.tensors:
                 array = replace(tensor)
@@ -131,64 +120,44 @@ class NpzCheckpoint(Checkpoint):
                     if array is not None:
                         np.lib.format.write_array(member, array, allow_pickle=False)
                         continue
-                    with _readable(self.path), archive.open(old.filename) as source:
+                    with archive.open(old.filename) as source:
                         copy_bytes(source, member, old.file_size)
 
 
-# What numpy and zipfile raise on damaged files: a header that is no Python literal, a member that is not where the
-# archive says (an OSError: invalid argument), an unknown compression, a password.
-DAMAGE = (
-    ValueError,
-    EOFError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what numpy and zipfile raise on a damaged file into CheckpointError."""
-    try:
-        yield
-    except DAMAGE as error:
-        if isinstance(error, CheckpointError) or (isinstance(error, OSError) and error.errno != errno.EINVAL):
-            raise
-        raise CheckpointError(
-            f"{str(path)!r} must be a {path.suffix} file, but it is damaged: {error}. Was it copied completely?"
-        ) from None
-
-
-def _info(name: str, file: Any) -> TensorInfo:
-    """Read the header of a ``.npy`` stream, which ends up at the array's first byte."""
+def _read_header(name: str, file: IO[bytes], path: Path) -> tuple[TensorInfo, Order]:
+    """Read the header of a ``.npy`` stream, which ends up at the array's first byte; return its order in memory, too."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
-        raise CheckpointError(f"array {name!r} must be in npy format 1.0 or 2.0, got {version[0]}.{version[1]}.")
-    shape, _, dtype = _HEADERS[version](file)
+        raise CheckpointError(
+            f"array {name!r} of {str(path)!r} must be in npy format 1.0 or 2.0, got {version[0]}.{version[1]}."
+        )
+    shape, is_fortran, dtype = _HEADERS[version](file)
     if dtype.hasobject:
         raise CheckpointError(
-            f"array {name!r} must hold numbers, got Python objects, which are a pickle and can run code. "
-            "Save it again with a numeric dtype."
+            f"array {name!r} of {str(path)!r} must hold numbers, got Python objects, which are a pickle and can run "
+            "code. Save it again with a numeric dtype."
         )
     if dtype == np.dtype("V2"):
         dtype = np.dtype(ml_dtypes.bfloat16)
-    return TensorInfo(name, shape, dtype.name, dtype)
+    return TensorInfo(name, shape, dtype.name, dtype), "F" if is_fortran else "C"
 
 
-def _item_size(tensor: TensorInfo) -> int:
-    return 0 if tensor.numpy_dtype is None else tensor.numpy_dtype.itemsize
+def _check_size(tensor: TensorInfo, file: IO[bytes], size: int, path: Path) -> None:
+    """Compare the bytes that a stream has with those that its header, just read, asks for."""
+    assert tensor.numpy_dtype is not None  # _read_header found one
+    expected = file.tell() + tensor.size * tensor.numpy_dtype.itemsize
+    if size != expected:
+        raise CheckpointError(
+            f"array {tensor.name!r} of {str(path)!r} must have {expected} bytes, got {size}. Was it copied completely?"
+        )
 
 
-def _array(file: Any, tensor: TensorInfo) -> Array:
+def _read_array(tensor: TensorInfo, file: IO[bytes], checkpoint: Checkpoint) -> Array:
     """Read an array whose header was read before."""
-    array: Array = np.lib.format.read_array(file, allow_pickle=False)
-    if array.dtype.kind == "V" and tensor.numpy_dtype is not None:
-        array = array.view(tensor.numpy_dtype)
-    if array.shape != tensor.shape or array.dtype != tensor.numpy_dtype:
-        raise CheckpointError(f"array {tensor.name!r} changed while it was read. Run again when nothing writes to it.")
+    found, order = _read_header(tensor.name, file, checkpoint.path)
+    if found != tensor:
+        raise checkpoint.changed(checkpoint.path)
+    array: Array = np.empty(found.shape, found.numpy_dtype, order)
+    if read_into(file, array.reshape(-1, order="A")) != array.nbytes:
+        raise checkpoint.changed(checkpoint.path)
     return array

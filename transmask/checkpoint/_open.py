@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError, InvalidTypeError
 from ._base import Checkpoint
-from ._numpy import DAMAGE
+from ._decoding import decoding
 from ._sharded import ShardedCheckpoint
 from .formats import FORMATS, INDEX_SUFFIX, listed_suffixes
 
@@ -67,7 +67,8 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
         raise CheckpointError(
             f"{str(file)!r} must end with {listed_suffixes(INDEX_SUFFIX)}. Save the model in one of these formats."
         )
-    return FORMATS[suffix](file)
+    with decoding(file, suffix, "opening it"):  # a row of the table may be any function
+        return FORMATS[suffix](file)
 
 
 def as_path(path: PathLike, argument: str) -> Path:
@@ -96,6 +97,6 @@ def _is_pickle(file: Path, head: bytes) -> bool:
     if file.suffix in (".pkl", ".pickle"):
         return True
     if head[:2] == b"PK":
-        with suppress(*DAMAGE), zipfile.ZipFile(file) as archive:
+        with suppress(Exception), zipfile.ZipFile(file) as archive:
             return any(name.rpartition("/")[2] == "data.pkl" for name in archive.namelist())
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,17 +93,26 @@ class PruneRecord:
 
 
 def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """Parse one JSON object.
+    """Parse one JSON object, of UTF-8 if `text` is bytes; a byte-order mark in front, which some editors write, is skipped.
 
     Raises
     ------
     CheckpointError
-        If `text` is not a JSON object; `where` says where it stood.
+        If `text` is not a JSON object, or an object in it has a key twice; `where` says where it stood.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} must hold JSON, but it cannot be read: {error}.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{where} must hold a JSON object, got {type(value).__name__}.")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of the members of an object; JSON leaves open which of two with the same key counts."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it has the key {twice!r} twice")
     return value

@@ -1,4 +1,9 @@
-"""A checkpoint in several ``.safetensors`` files with a ``*.index.json`` that says which tensor is in which."""
+"""A checkpoint in several ``.safetensors`` files with a ``*.index.json`` that says which tensor is in which.
+
+Index and shards must agree: each tensor lies in exactly one shard, the one that the index names, and the index lists
+every tensor of the shards it names. A tensor that a shard holds and the index does not is refused, because whether a
+reader loads it depends on the reader. Other files of the folder are not part of the checkpoint, and are not copied.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +32,8 @@ class ShardedCheckpoint(Checkpoint):
     Raises
     ------
     CheckpointError
-        If the index is damaged, a shard is missing or damaged, or the two disagree about a tensor.
+        If the index is damaged or names a tensor twice, a shard is missing or damaged, or the two disagree about a
+        tensor.
     OSError
         If a file cannot be read.
     """
@@ -56,7 +62,7 @@ class ShardedCheckpoint(Checkpoint):
                 "as the *.safetensors.index.json of a sharded checkpoint does."
             )
         for tensor, name in weight_map.items():
-            if not isinstance(name, str) or not name or Path(name).name != name or "\\" in name:
+            if not isinstance(name, str) or not name or Path(name).name != name or set(name) & {"\\", "\0"}:
                 raise CheckpointError(
                     f"{str(self.path)!r} must name files in its own folder, got {name!r} for the tensor {tensor!r}."
                 )
@@ -78,10 +84,12 @@ class ShardedCheckpoint(Checkpoint):
                 "Was the checkpoint copied completely?"
             ) from None
         for tensor in shard.tensors:
-            if weight_map.get(tensor.name) != name:
+            home = weight_map.get(tensor.name)
+            if home != name:
+                said = "does not list" if home is None else f"puts in {home!r}"
                 raise CheckpointError(
-                    f"{str(self.path)!r} must list every tensor of {name!r}, but puts {tensor.name!r} in "
-                    f"{weight_map.get(tensor.name)!r}."
+                    f"{str(self.path)!r} must agree with its shards, but {name!r} holds the tensor {tensor.name!r}, "
+                    f"which the index {said}. Save the model again, or correct the index."
                 )
         return shard
 

@@ -20,10 +20,10 @@ from .._arguments import as_mask
 from ..check import check_mask
 from ..errors import CheckpointError, InvalidArgumentError, InvalidTypeError
 from ..pattern import Pattern, PatternLike, as_constraint
-from ._base import Checkpoint
+from ._base import Checkpoint, write_from
 from ._open import PathLike, as_path
 from ._record import PruneRecord, parse_object
-from ._safetensors import SafetensorsCheckpoint, packed_entries, write_bytes_of, write_header
+from ._safetensors import SafetensorsCheckpoint, packed_entries, write_header
 from ._staging import Staging
 
 __all__ = ["MASKS_KEY", "Masks", "masks_in", "read_masks", "write_masks", "write_masks_header"]
@@ -245,7 +245,7 @@ def write_masks_header(out: BinaryIO, record: PruneRecord, shapes: Mapping[str, 
 
 def write_mask(out: BinaryIO, mask: NDArray[np.bool_]) -> None:
     """Write one mask, packed."""
-    write_bytes_of(out, np.packbits(mask, axis=None, bitorder="little"))
+    write_from(out, np.packbits(mask, axis=None, bitorder="little"))
 
 
 def _shapes(value: object, where: str) -> dict[str, tuple[int, ...]]:

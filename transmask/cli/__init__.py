@@ -1,7 +1,8 @@
 """The command line: ``transmask`` and ``python -m transmask``.
 
-One command, one file; to add one, write the file and register its function below. A command returns its exit code, or
-None for 0, and lets errors propagate: `main` alone turns them into a line on stderr.
+One command, one file; to add one, write the file and register its function below. A command that writes or judges
+files returns its exit code, which tells what became of them, however printing went. One whose report is all it does
+returns None, and fails if the report cannot be printed. Errors propagate: `main` alone turns them into a line on stderr.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import typer
 from .. import __version__
 from ..errors import TransmaskError
 from ._output import (
+    DONE,
     INTERRUPTED,
     READER_GONE,
     WRONG_USE,
@@ -90,8 +92,10 @@ def _run(arguments: list[str] | None) -> int:
     # A batch system ends a run with SIGTERM first: exit in a way that cleans up temporary files.
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        code = app(arguments, prog_name="transmask", standalone_mode=False) or 0
-        flush()
+        code = app(arguments, prog_name="transmask", standalone_mode=False)
+        is_printed = flush()
+        if code is None:
+            code = DONE if is_printed else WRONG_USE
     except (TransmaskError, OSError, MemoryError) as error:
         return print_error(error)
     except SystemExit as ending:

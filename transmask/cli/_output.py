@@ -1,11 +1,15 @@
 """What every command prints with: tables, lines and JSON on stdout, notes and errors on stderr.
 
-On a terminal rich draws the tables; in a pipe they are plain aligned lines with the same numbers. If the reader of a
-pipe hangs up early, the rest is dropped: how much is read changes neither the work nor the exit code.
+On a terminal rich draws the tables; in a pipe they are plain aligned lines with the same numbers. Names come out of
+files, so a line never holds a character that a terminal would obey (`shown`); JSON has them exactly, in ASCII.
+
+If the reader of a pipe hangs up early, the rest is dropped: how much is read changes neither the work nor the exit
+code. A stream that takes no more, as on a full disk, is reported once on stderr.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -14,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any, TextIO
 
+from ..shown import shown
 from ..tables import Column, Table
 
 __all__ = [
@@ -30,6 +35,7 @@ __all__ = [
     "print_error",
     "print_json",
     "print_line",
+    "print_lines",
     "print_note",
     "print_table",
     "seconds",
@@ -47,23 +53,28 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *,
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(table)
+        with _to_stdout():
+            Console().print(table)
     else:
-        print_line(str(table))
+        print_lines(str(table))
+
+
+def print_lines(text: str) -> None:
+    """Print the lines of a text that was laid out here, whose names are shown as `shown` has them already."""
+    for line in text.split("\n"):
+        print_line(line)
 
 
 def print_line(text: str = "") -> None:
-    """Print one line on stdout, as it is."""
-    try:
-        sys.stdout.write(f"{text}\n")
-    except BrokenPipeError:
-        drop(sys.stdout)
+    """Print one line on stdout."""
+    with _to_stdout():
+        sys.stdout.write(f"{shown(text)}\n")
 
 
 def print_note(text: str) -> None:
     """Print one line on stderr at once; if that fails, say nothing more there."""
     try:
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{shown(text)}\n")
         sys.stderr.flush()
     except OSError:
         drop(sys.stderr)
@@ -71,16 +82,25 @@ def print_note(text: str) -> None:
 
 @contextmanager
 def streams() -> Iterator[None]:
-    """Replace stdout and stderr by /dev/null where they were closed before Python started, which makes them None.
+    """Make stdout and stderr take whatever is printed: what their encoding does not have is written as an escape.
 
-    This occupies their file numbers, too. Otherwise the next checkpoint opened would get one, and with it whatever a
-    library prints.
+    A stream that was closed before Python started, which makes it None, is replaced by /dev/null. This occupies its
+    file number, too. Otherwise the next checkpoint opened would get it, and with it whatever a library prints.
     """
+    _unprinted.clear()
     with ExitStack() as stack:
         for stream, redirect in ((sys.stdout, redirect_stdout), (sys.stderr, redirect_stderr)):
             if stream is None:
                 stack.enter_context(redirect(stack.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+            elif isinstance(stream, io.TextIOWrapper):
+                stack.callback(_set_errors, stream, stream.errors)
+                _set_errors(stream, "backslashreplace")
         yield
+
+
+def _set_errors(stream: io.TextIOWrapper, errors: str | None) -> None:
+    with suppress(OSError, ValueError):  # it flushes, which fails where a stream is broken or closed
+        stream.reconfigure(errors=errors)
 
 
 @contextmanager
@@ -102,15 +122,29 @@ def warnings_as_lines() -> Iterator[None]:
         yield
 
 
-def flush() -> None:
-    """Flush stdout while an error can still be reported; at exit Python would turn it into code 120."""
-    try:
+def flush() -> bool:
+    """Flush stdout, and tell whether all that was printed has left; at exit Python would turn a failure into code 120.
+
+    A reader that hangs up has read what it wanted, so a broken pipe is no failure.
+    """
+    with _to_stdout():
         sys.stdout.flush()
-    except BrokenPipeError:
+    return not _unprinted
+
+
+_unprinted: list[OSError] = []
+
+
+@contextmanager
+def _to_stdout() -> Iterator[None]:
+    """Run code that prints; if stdout takes no more, say so once, unless its reader hung up, and drop the rest."""
+    try:
+        yield
+    except OSError as error:
         drop(sys.stdout)
-    except OSError:
-        drop(sys.stdout)
-        raise
+        if not isinstance(error, BrokenPipeError):
+            _unprinted.append(error)
+            print_note(f"transmask: the report could not be printed: {error.strerror}.")
 
 
 def drop(stream: TextIO) -> None:
@@ -122,14 +156,16 @@ def drop(stream: TextIO) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print `value` on stdout as JSON, which has no NaN and no infinities: they are refused."""
-    print_line(json.dumps(value, indent=2, allow_nan=False))
+    """Print `value` on stdout as JSON in ASCII, which has no NaN and no infinities: they are refused."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    with _to_stdout():
+        sys.stdout.write(f"{text}\n")
 
 
 def print_error(error: BaseException | str) -> int:
     """Print one line on stderr and return the exit code for wrong usage."""
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+        text = f"{shown(error.filename)}: {error.strerror}." if error.filename else f"{error.strerror}."
     else:
         text = str(error) or type(error).__name__
     print_note(f"transmask: {' '.join(text.split())}")

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ..shown import shown
 from ._output import print_note
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class TensorProgress:
 
     def begin(self, name: str) -> None:
         """Show that work on the tensor `name` begins."""
-        self._name = name
-        self._show(name)
+        self._name = shown(name)
+        self._show(self._name)
 
     def _compiling(self, begins: bool) -> None:
         """Report that the solver is being compiled, which happens in the first run on a machine."""

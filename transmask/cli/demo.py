@@ -13,7 +13,7 @@ from ..errors import SolverError, UnsupportedPatternError
 from ..pattern import CONSTRAINTS
 from ..tables import Column
 from ._options import JsonOption, PatternOption, ThreadsOption
-from ._output import gap, percent, print_json, print_line, print_table, seconds
+from ._output import gap, percent, print_json, print_line, print_lines, print_table, seconds
 from ._progress import TensorProgress
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _print_report(report: dict[str, Any]) -> None:
     print_line()
     print_line("The first block of fc1.weight, in percent of its largest magnitude; kept entries in brackets:")
     print_line()
-    print_line(report["block"])
+    print_lines(report["block"])
     print_line()
     print_line(f"This writes such a network; any {listed_suffixes()} file will do in its place:")
     checkpoint = shlex.quote(report["checkpoint"])

@@ -22,7 +22,7 @@ from ._options import (
     SolverOption,
     ThreadsOption,
 )
-from ._output import count, gap, percent, print_json, print_line, print_table, seconds, shape
+from ._output import DONE, count, gap, percent, print_json, print_line, print_table, seconds, shape
 from ._progress import TensorProgress
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def prune(
     ] = False,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
-) -> None:
+) -> int:
     """Prune MODEL so that each matrix and its transpose keep N of every M, with a proof of how good each mask is.
 
     Every floating-point tensor with at least two axes is pruned if its matrix has at least M rows and M columns, except
@@ -119,6 +119,7 @@ def prune(
         print_json(report)
     else:
         _print_report(report)
+    return DONE
 
 
 def _shown_on(progress: TensorProgress) -> Progress:

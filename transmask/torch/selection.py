@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import InvalidArgumentError, InvalidTypeError, unknown_choice
 from ..pattern import Pattern
+from ..shown import shown
 from .layouts import ALLOWED, Allowed, Layout, layout_of
 
 __all__ = ["LayerFilter", "SelectionReport", "WeightChoice", "select_weights"]
@@ -69,8 +70,12 @@ class SelectionReport(tuple[WeightChoice, ...]):
         return tuple(choice for choice in self if choice.taken)
 
     def __str__(self) -> str:
-        width = max((len(choice.name) for choice in self), default=0)
-        return "\n".join(f"{'+' if choice.taken else '-'} {choice.name:{width}}  {choice.reason}" for choice in self)
+        names = [shown(choice.name) for choice in self]
+        width = max(map(len, names), default=0)
+        return "\n".join(
+            f"{'+' if choice.taken else '-'} {name:{width}}  {shown(choice.reason)}"
+            for name, choice in zip(names, self, strict=True)
+        )
 
 
 def select_weights(

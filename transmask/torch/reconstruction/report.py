@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...pattern import Pattern
+from ...shown import shown
 
 __all__ = ["LayerFit", "ReconstructionReport"]
 
@@ -53,9 +54,10 @@ class ReconstructionReport:
     batch_norm_layers: int
 
     def __str__(self) -> str:
-        width = max(len(name) for name in [*(fit.name for fit in self.fits), *(name for name, _ in self.left)])
+        left = [(shown(name), why) for name, why in self.left]
+        width = max(len(name) for name in [*(shown(fit.name) for fit in self.fits), *(name for name, _ in left)])
         fitted = [
-            f"+ {fit.name:{width}}  {fit.pattern}  error {fit.error_masked:.3e} -> {fit.error_fitted:.3e}  {fit.note}"
+            f"+ {shown(fit.name):{width}}  {fit.pattern}  error {fit.error_masked:.3e} -> {fit.error_fitted:.3e}  {fit.note}"
             for fit in self.fits
         ]
-        return "\n".join(line.rstrip() for line in fitted + [f"- {name:{width}}  {why}" for name, why in self.left])
+        return "\n".join(line.rstrip() for line in fitted + [f"- {name:{width}}  {why}" for name, why in left])
