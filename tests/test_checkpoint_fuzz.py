@@ -85,14 +85,16 @@ def commands(model, whole, output):
 
 
 def verdict(command):
-    """Run a command; return whether it came to an end without an error of ours."""
+    """Run a command; return whether it came to an end without an error of ours, which must be one plain line."""
     try:
         command()
     except tm.TransmaskError as error:
-        assert len(str(error).splitlines()) == 1
-        assert str(error).isprintable()
-        return False
-    return True
+        line = str(error)
+    else:
+        return True
+    assert len(line.splitlines()) == 1
+    assert line.isprintable()
+    return False
 
 
 def damage(raw, other, choose):

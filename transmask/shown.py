@@ -6,7 +6,7 @@ __all__ = ["shown"]
 
 
 def shown(text: object) -> str:
-    """Return `text` with every character that cannot be seen written as an escape, as Python's ``repr`` has it.
+    r"""Return `text` with every character that cannot be seen written as an escape, as Python's ``repr`` has it.
 
     Control characters (C0, DEL, C1) move the cursor, clear the screen and set titles; newlines forge lines of output;
     bidirectional and zero-width characters change what a reader sees; lone surrogates cannot be encoded. All of them
@@ -25,8 +25,8 @@ def shown(text: object) -> str:
 
     Examples
     --------
-    >>> print(shown("model.layers.0.weight"), shown("a\\x1b[2Jb\\nc\\u202ed"))
-    model.layers.0.weight a\\x1b[2Jb\\nc\\u202ed
+    >>> print(shown("model.layers.0.weight"), shown("a\x1b[2Jb\nc\u202ed"))
+    model.layers.0.weight a\x1b[2Jb\nc\u202ed
     """
     text = str(text)
     if text.isprintable():

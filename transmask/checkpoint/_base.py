@@ -152,7 +152,7 @@ class Checkpoint(ABC):
 
 def read_into(source: IO[bytes], array: Array) -> int:
     """Fill a C-contiguous array with the next bytes of a file; return how many there were."""
-    target = memoryview(array.reshape(-1).view(np.uint8))
+    target = array.reshape(-1).view(np.uint8).data
     done = 0
     while done < len(target):
         piece: int = source.readinto(target[done : done + PIECE_BYTES])  # type: ignore[attr-defined]
@@ -164,7 +164,7 @@ def read_into(source: IO[bytes], array: Array) -> int:
 
 def write_from(target: IO[bytes], array: Array) -> None:
     """Write the entries of an array in C order."""
-    source = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    source = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     for start in range(0, len(source), PIECE_BYTES):
         target.write(source[start : start + PIECE_BYTES])
 

@@ -125,7 +125,7 @@ class NpzCheckpoint(Checkpoint):
 
 
 def _read_header(name: str, file: IO[bytes], path: Path) -> tuple[TensorInfo, Order]:
-    """Read the header of a ``.npy`` stream, which ends up at the array's first byte; return its order in memory, too."""
+    """Read the header of a ``.npy`` stream, up to the array's first byte; return the order in memory, too."""
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise CheckpointError(

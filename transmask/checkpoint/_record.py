@@ -93,7 +93,7 @@ class PruneRecord:
 
 
 def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
-    """Parse one JSON object, of UTF-8 if `text` is bytes; a byte-order mark in front, which some editors write, is skipped.
+    """Parse one JSON object; bytes are UTF-8, and may begin with the byte-order mark that some editors write.
 
     Raises
     ------

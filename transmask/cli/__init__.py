@@ -2,7 +2,8 @@
 
 One command, one file; to add one, write the file and register its function below. A command that writes or judges
 files returns its exit code, which tells what became of them, however printing went. One whose report is all it does
-returns None, and fails if the report cannot be printed. Errors propagate: `main` alone turns them into a line on stderr.
+returns None, and fails if the report cannot be printed. Errors propagate: `main` alone turns them into a line on
+stderr.
 """
 
 from __future__ import annotations

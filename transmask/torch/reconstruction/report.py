@@ -57,7 +57,8 @@ class ReconstructionReport:
         left = [(shown(name), why) for name, why in self.left]
         width = max(len(name) for name in [*(shown(fit.name) for fit in self.fits), *(name for name, _ in left)])
         fitted = [
-            f"+ {shown(fit.name):{width}}  {fit.pattern}  error {fit.error_masked:.3e} -> {fit.error_fitted:.3e}  {fit.note}"
+            f"+ {shown(fit.name):{width}}  {fit.pattern}  error {fit.error_masked:.3e} -> {fit.error_fitted:.3e}  "
+            f"{fit.note}"
             for fit in self.fits
         ]
         return "\n".join(line.rstrip() for line in fitted + [f"- {name:{width}}  {why}" for name, why in left])
