@@ -39,8 +39,10 @@ def negated(checkpoint, target):
     def replace(tensor):
         if not tensor.is_floating:
             return None
-        array = checkpoint.read(tensor)
-        return np.negative(array, out=array)
+        half = tensor.size // 2
+        return (
+            np.negative(entries, out=entries) for entries in checkpoint.stretches(tensor, [half, tensor.size - half])
+        )
 
     checkpoint.rewrite(target, replace, None)
 

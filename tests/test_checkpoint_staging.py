@@ -11,7 +11,7 @@ import pytest
 from checkpoint_files import files_in, write_safetensors, write_sharded
 
 import transmask as tm
-from transmask.checkpoint import _staging, plan_pruning, prune_checkpoint, pruning, write_masks
+from transmask.checkpoint import _staging, masks_file, plan_pruning, prune_checkpoint, pruning, write_masks
 from transmask.checkpoint._staging import Staging
 
 
@@ -279,11 +279,11 @@ def test_a_disk_that_fills_up_while_a_tensor_is_written(model, tmp_path, monkeyp
 
         written = iter((None, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
 
-        def fill(out, mask, written=written):
+        def fill(packer, mask, written=written):
             if error := next(written):
                 raise error
 
-        monkeypatch.setattr(pruning, "write_mask", fill)
+        monkeypatch.setattr(masks_file.MaskPacker, "write", fill)
         message = r"could not write '.*masks\.safetensors' and '.*': No space left on device\. Nothing was written\."
         with pytest.raises(tm.CheckpointError, match=message):
             prune_checkpoint(plan, tmp_path / f"new{suffix}", masks=tmp_path / "masks.safetensors")
@@ -300,7 +300,7 @@ def test_progress_that_fails_is_not_blamed_on_the_output(model, tmp_path, monkey
             fail()
 
     if when == "solving":
-        monkeypatch.setattr(pruning, "solve", fail)
+        monkeypatch.setattr(pruning, "solve_array", fail)
     before = files_in(tmp_path)
     progress = None if when == "solving" else show
     with pytest.raises(BrokenPipeError):

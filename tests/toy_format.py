@@ -28,6 +28,9 @@ class ToyCheckpoint(Checkpoint):
 
     def rewrite(self, target, replace, record):
         """Write the file again; see `Checkpoint.rewrite`."""
-        new = {tensor.name: replace(tensor) for tensor in self.tensors}
-        lists = {name: (self._arrays[name] if array is None else array).tolist() for name, array in new.items()}
+        lists = {}
+        for tensor in self.tensors:
+            stretches = replace(tensor)
+            new = None if stretches is None else np.concatenate([*stretches]).reshape(tensor.shape)
+            lists[tensor.name] = (self._arrays[tensor.name] if new is None else new).tolist()
         target.write_text(json.dumps(lists))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ._arguments import as_axes, as_axis, as_weights, matrix_view
 from ._typing import Array
@@ -18,7 +19,7 @@ from .solvers import Solver, as_solver
 from .solving import naming, refuse_masks, solve_matrices
 from .threads import resolve_threads
 
-__all__ = ["nm_mask", "solve", "transposable_mask"]
+__all__ = ["nm_mask", "prepare", "solve", "solve_array", "transposable_mask"]
 
 
 def transposable_mask(
@@ -141,39 +142,62 @@ def solve(
     (1008.0, 'optimal')
     """
     array, chosen, limit = as_weights(weights), Pattern.of(pattern), as_constraint(constraint)
-    matrix_axes = as_axes(axes, array.ndim)
-    n_threads = resolve_threads(threads)
+    matrix_axes, n_threads = as_axes(axes, array.ndim), resolve_threads(threads)
     worker = as_solver(solver, chosen, limit)
-    mask = np.zeros(array.shape, np.bool_)
-    weights_view, mask_view = matrix_view(array, matrix_axes), matrix_view(mask, matrix_axes)
-    if start is None:
-        duals = empty_duals(weights_view.shape, chosen.m)
-    else:
-        duals = _start_duals(start, array, chosen, limit, matrix_axes, worker)
-    if 0 < chosen.n < chosen.m and array.size:
-        worker.check(chosen, limit)
-        with naming(worker):
-            worker.prepare(chosen, limit, array.dtype)
+    duals = None if start is None else _start_duals(start, array, chosen, limit, matrix_axes, worker)
+    if array.size:
+        prepare(worker, chosen, limit, array.dtype)
+    return _solve(array, chosen, limit, worker, axes=matrix_axes, threads=n_threads, start=duals)
+
+
+def solve_array(
+    weights: Array, pattern: Pattern, constraint: Constraint, solver: Solver, *, axes: tuple[int, int], threads: int
+) -> MaskResult:
+    """Do what `solve` does with arguments that are validated but for NaN and infinities, and a solver that is ready."""
+    return _solve(as_weights(weights), pattern, constraint, solver, axes=axes, threads=threads, start=None)
+
+
+def prepare(solver: Solver, pattern: Pattern, constraint: Constraint, dtype: DTypeLike) -> None:
+    """Have a solver compile what it needs, so that it is not part of the time it takes."""
+    if 0 < pattern.n < pattern.m:
+        solver.check(pattern, constraint)
+        with naming(solver):
+            solver.prepare(pattern, constraint, dtype)
+
+
+def _solve(
+    weights: Array,
+    pattern: Pattern,
+    constraint: Constraint,
+    solver: Solver,
+    *,
+    axes: tuple[int, int],
+    threads: int,
+    start: Duals | None,
+) -> MaskResult:
+    """Solve and prove validated weights."""
+    mask = np.zeros(weights.shape, np.bool_)
+    weights_view, mask_view = matrix_view(weights, axes), matrix_view(mask, axes)
+    duals = empty_duals(weights_view.shape, pattern.m) if start is None else start
     began = time.perf_counter()
-    solve_matrices(weights_view, mask_view, duals, chosen, limit, worker, threads=n_threads, warm=start is not None)
+    solve_matrices(weights_view, mask_view, duals, pattern, constraint, solver, threads=threads, warm=start is not None)
     seconds = time.perf_counter() - began
-    proof = certify_matrices(weights_view, mask_view, duals, chosen, limit, threads=n_threads)
+    proof = certify_matrices(weights_view, mask_view, duals, pattern, constraint, threads=threads)
     if proof.broken:
-        refuse_masks(mask_view, chosen, limit, worker)
-    block_rows, block_columns = block_grid(weights_view.shape, chosen.m)
-    batch = weights_view.shape[:-2]
+        refuse_masks(mask_view, pattern, constraint, solver)
+    block_rows, block_columns = block_grid(weights_view.shape, pattern.m)
     return MaskResult(
         mask=mask,
-        pattern=chosen,
-        constraint=limit,
-        axes=matrix_axes,
-        solver=worker.info.name,
+        pattern=pattern,
+        constraint=constraint,
+        axes=axes,
+        solver=solver.info.name,
         kept=proof.kept,
         total=proof.total,
         upper_bound=proof.upper_bound,
         worst_gap=proof.worst_gap,
         unproven=proof.unproven,
-        n_blocks=int(np.prod(batch, dtype=np.int64)) * block_rows * block_columns,
+        n_blocks=math.prod(weights_view.shape[:-2]) * block_rows * block_columns,
         seconds=seconds,
         u=duals[0],
         v=duals[1],

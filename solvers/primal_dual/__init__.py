@@ -103,6 +103,7 @@ class PrimalDual(Solver):
 
     info = TABLE["primal_dual"]
     warm_startable = True
+    chunk_entries = 1 << 20  # of a piece of a checkpoint
 
     def solve_blocks(self, blocks: Blocks, pattern: Pattern, *, threads: int, warm: bool) -> None:
         """Solve a grid of blocks in place; see `Solver.solve_blocks`."""

@@ -115,7 +115,8 @@ class CertifiedBlocks:
         """Tell for each block whether its distance is rounding, as the kernel does."""
         kept = np.where(self.mask, self.scores, 0.0)
         count = (kept > 0).sum(axis=(1, 2))
-        least = distance / PROVEN_GAP / np.maximum(count, 1)
+        with np.errstate(over="ignore"):
+            least = distance / PROVEN_GAP / np.maximum(count, 1)
         proven: NDArray[np.bool_] = (distance == 0) | (
             2 * ((kept > 0) & (kept >= least[:, None, None])).sum(axis=(1, 2)) > count
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -56,8 +56,9 @@ class TensorInfo:
         return dtype is not None and (dtype.kind == "f" or dtype.name.startswith(("bfloat16", "float")))
 
 
-Replace: TypeAlias = Callable[[TensorInfo], Array | None]
-"""Given a tensor, what to write in its place, of the same shape and dtype; None copies its bytes as they are."""
+Replace: TypeAlias = Callable[[TensorInfo], Iterable[Array] | None]
+"""Given a tensor, what to write in its place: 1-D arrays of its dtype that are together its entries, in C order. None
+copies its bytes as they are."""
 
 
 class Checkpoint(ABC):
@@ -116,9 +117,34 @@ class Checkpoint(ABC):
             If it cannot be read.
         """
 
+    def stretches(self, tensor: TensorInfo, sizes: Iterable[int]) -> Iterator[Array]:
+        """Read one tensor stretch by stretch; formats that can do so without holding all of it override this.
+
+        Parameters
+        ----------
+        tensor : TensorInfo
+            One of `tensors`, with a `numpy_dtype`.
+        sizes : iterable of int
+            The entries of each stretch; together all of them.
+
+        Yields
+        ------
+        ndarray, 1-D
+            The next entries in C order. Owned by the caller and writeable.
+
+        Raises
+        ------
+        CheckpointError, OSError
+            As `read`.
+        """
+        entries, start = self.read(tensor).reshape(-1), 0
+        for size in sizes:
+            yield entries[start : start + size]
+            start += size
+
     @abstractmethod
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
-        """Write the checkpoint again, one tensor in memory at a time.
+        """Write the checkpoint again, with no more of it in memory than `replace` returns at a time.
 
         Parameters
         ----------
@@ -144,6 +170,14 @@ class Checkpoint(ABC):
                 f"`output` must end with {self.suffix!r} like the input, got {str(output)!r}. "
                 "The format of a checkpoint is kept."
             )
+
+    def read_stretches(self, file: IO[bytes], tensor: TensorInfo, sizes: Iterable[int]) -> Iterator[Array]:
+        """Read a tensor stretch by stretch from a file that stands at its first entry."""
+        for size in sizes:
+            entries: Array = np.empty(size, tensor.numpy_dtype)
+            if read_into(file, entries) != entries.nbytes:
+                raise self.changed(self.path)
+            yield entries
 
     def changed(self, path: Path) -> CheckpointError:
         """Build the error for a file that has become shorter since it was opened."""

@@ -7,7 +7,7 @@ here: everything that is not ours, not an error of the system and not a lack of 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -70,9 +70,14 @@ def decoding(path: Path, suffix: str, doing: str) -> Iterator[Outside]:
 
 
 def guard_methods(kind: type[Any]) -> None:
-    """Run ``__init__``, ``read`` and ``rewrite``, where a subclass of `Checkpoint` defines them, within `decoding`."""
+    """Run the methods of a subclass of `Checkpoint` that touch its file within `decoding`, where it defines them."""
     methods = vars(kind)
-    for name, guard in (("__init__", _guarded_init), ("read", _guarded_read), ("rewrite", _guarded_rewrite)):
+    for name, guard in (
+        ("__init__", _guarded_init),
+        ("read", _guarded_read),
+        ("stretches", _guarded_stretches),
+        ("rewrite", _guarded_rewrite),
+    ):
         if name in methods:
             setattr(kind, name, guard(methods[name]))
 
@@ -95,10 +100,32 @@ def _guarded_read(read: Method) -> Callable[..., Any]:
     return guarded
 
 
+def _guarded_stretches(stretches: Method) -> Callable[..., Any]:
+    @wraps(stretches)
+    def guarded(self: Any, tensor: Any, sizes: Any) -> Iterator[Any]:
+        with decoding(self.path, self.suffix, f"reading {tensor.name!r}"):
+            yield from stretches(self, tensor, sizes)
+
+    return guarded
+
+
 def _guarded_rewrite(rewrite: Method) -> Callable[..., None]:
     @wraps(rewrite)
     def guarded(self: Any, target: Path, replace: Callable[..., Any], record: Any) -> None:
         with decoding(self.path, self.suffix, "copying it") as outside:
-            rewrite(self, target, outside(replace), record)
+
+            def replacing(tensor: Any) -> Iterator[Any] | None:
+                stretches = outside(replace)(tensor)
+                return None if stretches is None else _outside_each(stretches, outside)
+
+            rewrite(self, target, replacing, record)
 
     return guarded
+
+
+def _outside_each(items: Iterable[Any], outside: Outside) -> Iterator[Any]:
+    """Iterate over what the caller makes, so that what it raises passes."""
+    iterator = iter(items)
+    end = object()
+    while (item := outside(next)(iterator, end)) is not end:
+        yield item

@@ -7,6 +7,7 @@ nothing in the file says what was pruned.
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Literal, TypeAlias
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from ..blocks import Array
 from ..errors import CheckpointError
-from ._base import Checkpoint, Replace, TensorInfo, copy_bytes, read_into
+from ._base import Checkpoint, Replace, TensorInfo, copy_bytes, read_into, write_from
 from ._record import PruneRecord
 
 __all__ = ["NpyCheckpoint", "NpzCheckpoint"]
@@ -56,14 +57,20 @@ class NpyCheckpoint(Checkpoint):
         with open(self.path, "rb") as file:
             return _read_array(tensor, file, self)
 
+    def stretches(self, tensor: TensorInfo, sizes: Iterable[int]) -> Iterator[Array]:
+        """Read the array stretch by stretch; see `Checkpoint.stretches`."""
+        with open(self.path, "rb") as file:
+            yield from _read_stretches(tensor, file, self, sizes)
+
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write the file again; see `Checkpoint.rewrite`."""
-        array = replace(self.tensors[0])
+        stretches = replace(self.tensors[0])
         with open(self.path, "rb") as source, open(target, "wb") as out:
-            if array is None:
+            if stretches is None:
                 copy_bytes(source, out, self.path.stat().st_size)
             else:
-                np.lib.format.write_array(out, array, allow_pickle=False)
+                tensor, order = _read_header(self.tensors[0].name, source, self.path)
+                _write_stretches(out, tensor, order, stretches)
 
 
 class NpzCheckpoint(Checkpoint):
@@ -107,21 +114,25 @@ class NpzCheckpoint(Checkpoint):
         with zipfile.ZipFile(self.path) as archive, archive.open(self._members[tensor.name].filename) as file:
             return _read_array(tensor, file, self)
 
+    def stretches(self, tensor: TensorInfo, sizes: Iterable[int]) -> Iterator[Array]:
+        """Read one array stretch by stretch; see `Checkpoint.stretches`."""
+        with zipfile.ZipFile(self.path) as archive, archive.open(self._members[tensor.name].filename) as file:
+            yield from _read_stretches(tensor, file, self, sizes)
+
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write the file again; see `Checkpoint.rewrite`."""
         with zipfile.ZipFile(self.path) as archive, zipfile.ZipFile(target, "w") as out:
             out.comment = archive.comment
             for tensor in self.tensors:
-                array = replace(tensor)
+                stretches = replace(tensor)
                 old = self._members[tensor.name]
                 new = zipfile.ZipInfo(old.filename, old.date_time)
                 new.compress_type, new.external_attr = old.compress_type, old.external_attr
-                with out.open(new, "w", force_zip64=True) as member:
-                    if array is not None:
-                        np.lib.format.write_array(member, array, allow_pickle=False)
-                        continue
-                    with archive.open(old.filename) as source:
+                with out.open(new, "w", force_zip64=True) as member, archive.open(old.filename) as source:
+                    if stretches is None:
                         copy_bytes(source, member, old.file_size)
+                    else:
+                        _write_stretches(member, tensor, _read_header(tensor.name, source, self.path)[1], stretches)
 
 
 def _read_header(name: str, file: IO[bytes], path: Path) -> tuple[TensorInfo, Order]:
@@ -150,6 +161,35 @@ def _check_size(tensor: TensorInfo, file: IO[bytes], size: int, path: Path) -> N
         raise CheckpointError(
             f"array {tensor.name!r} of {str(path)!r} must have {expected} bytes, got {size}. Was it copied completely?"
         )
+
+
+def _read_stretches(
+    tensor: TensorInfo, file: IO[bytes], checkpoint: Checkpoint, sizes: Iterable[int]
+) -> Iterator[Array]:
+    """Read an array whose header was read before, stretch by stretch; one in Fortran order is read as a whole."""
+    found, order = _read_header(tensor.name, file, checkpoint.path)
+    if found != tensor:
+        raise checkpoint.changed(checkpoint.path)
+    if order == "C":
+        yield from checkpoint.read_stretches(file, tensor, sizes)
+        return
+    file.seek(0)
+    entries, start = _read_array(tensor, file, checkpoint).reshape(-1), 0
+    for size in sizes:
+        yield entries[start : start + size]
+        start += size
+
+
+def _write_stretches(out: IO[bytes], tensor: TensorInfo, order: Order, stretches: Iterable[Array]) -> None:
+    """Write the header of an array and its entries; Fortran order is made of the whole array."""
+    assert tensor.numpy_dtype is not None  # the caller's duty
+    description = np.lib.format.dtype_to_descr(tensor.numpy_dtype)
+    header = {"descr": description, "fortran_order": order == "F", "shape": tensor.shape}
+    np.lib.format.write_array_header_1_0(out, header)
+    if order == "F":
+        stretches = [np.concatenate([*stretches]).reshape(tensor.shape).reshape(-1, order="F")]
+    for entries in stretches:
+        write_from(out, entries)
 
 
 def _read_array(tensor: TensorInfo, file: IO[bytes], checkpoint: Checkpoint) -> Array:

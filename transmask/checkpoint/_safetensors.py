@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import safe_open
 
 from ..blocks import Array
-from ._base import Checkpoint, Replace, TensorInfo, copy_bytes, read_into, write_from
+from ._base import Checkpoint, Replace, TensorInfo, copy_bytes, write_from
 from ._record import PruneRecord, parse_object
 
 __all__ = ["METADATA_KEY", "SafetensorsCheckpoint", "write_header"]
@@ -83,14 +83,14 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def read(self, tensor: TensorInfo) -> Array:
         """Read one tensor; see `Checkpoint.read`."""
-        assert tensor.numpy_dtype is not None  # the caller's duty
-        begin, end = self._header[tensor.name]["data_offsets"]
-        array: Array = np.empty(tensor.shape, tensor.numpy_dtype)
+        (entries,) = self.stretches(tensor, [tensor.size])
+        return entries.reshape(tensor.shape)
+
+    def stretches(self, tensor: TensorInfo, sizes: Iterable[int]) -> Iterator[Array]:
+        """Read one tensor stretch by stretch; see `Checkpoint.stretches`."""
         with open(self.path, "rb") as file:
-            file.seek(self._start + begin)
-            if read_into(file, array) != end - begin:
-                raise self.changed(self.path)
-        return array
+            file.seek(self._start + self._header[tensor.name]["data_offsets"][0])
+            yield from self.read_stretches(file, tensor, sizes)
 
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write the file again; see `Checkpoint.rewrite`."""
@@ -102,9 +102,10 @@ class SafetensorsCheckpoint(Checkpoint):
         with open(self.path, "rb") as source, open(target, "wb") as out:
             write_header(out, self._header, metadata)
             for tensor in self.tensors:
-                array = replace(tensor)
-                if array is not None:
-                    write_from(out, array)
+                stretches = replace(tensor)
+                if stretches is not None:
+                    for entries in stretches:
+                        write_from(out, entries)
                     continue
                 begin, end = self._header[tensor.name]["data_offsets"]
                 source.seek(self._start + begin)

@@ -212,7 +212,9 @@ def write_masks(
     with Staging([]) as staging, open(staging.file(final, "path"), "wb") as out:
         write_masks_header(out, record, {name: mask.shape for name, mask in arrays.items()})
         for mask in arrays.values():
-            write_mask(out, mask)
+            packer = MaskPacker(out)
+            packer.write(mask)
+            packer.finish()
 
 
 def as_masks_path(path: Path, argument: str) -> Path:
@@ -230,7 +232,7 @@ def check_mask_names(names: Iterable[object]) -> None:
 
 
 def write_masks_header(out: BinaryIO, record: PruneRecord, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Write the head of a masks file; the masks follow by `write_mask`, in the order of `shapes`.
+    """Write the head of a masks file; the masks follow by `MaskPacker`, in the order of `shapes`.
 
     Raises
     ------
@@ -243,9 +245,23 @@ def write_masks_header(out: BinaryIO, record: PruneRecord, shapes: Mapping[str, 
     write_header(out, entries, {MASKS_KEY: text})
 
 
-def write_mask(out: BinaryIO, mask: NDArray[np.bool_]) -> None:
-    """Write one mask, packed."""
-    write_from(out, np.packbits(mask, axis=None, bitorder="little"))
+class MaskPacker:
+    """Writes one mask, packed, stretch by stretch."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._rest = np.zeros(0, np.bool_)
+
+    def write(self, entries: NDArray[np.bool_]) -> None:
+        """Write the next entries in C order, but for up to seven that do not fill a byte yet."""
+        entries = np.concatenate([self._rest, entries.reshape(-1)]) if self._rest.size else entries.reshape(-1)
+        whole = entries.size // 8 * 8
+        write_from(self._out, np.packbits(entries[:whole], bitorder="little"))
+        self._rest = entries[whole:].copy()
+
+    def finish(self) -> None:
+        """Write the entries that are left, with zeros after the last."""
+        write_from(self._out, np.packbits(self._rest, bitorder="little"))
 
 
 def _shapes(value: object, where: str) -> dict[str, tuple[int, ...]]:

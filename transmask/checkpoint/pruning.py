@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..blocks import Array
+from .._arguments import as_weights
+from .._typing import Array
 from ..errors import InvalidArgumentError, TransmaskError
-from ..masks import solve
-from ..result import MaskResult
+from ..masks import prepare, solve_array
+from ..pipeline import in_order
 from ..threads import resolve_threads
 from ._base import TensorInfo
 from ._open import PathLike
 from ._staging import Staging
-from .masks_file import write_mask, write_masks_header
+from .masks_file import MaskPacker, write_masks_header
+from .pieces import cut_into_pieces
 from .planning import PrunePlan
 
 __all__ = ["Progress", "PrunedTensor", "prune_checkpoint"]
@@ -43,7 +48,7 @@ class PrunedTensor:
         Number of blocks that may not be optimal; see `MaskResult`.
     n_blocks : int
     seconds : float
-        Wall time of the solver.
+        Time that threads have spent in the solver.
     """
 
     tensor: TensorInfo
@@ -72,8 +77,8 @@ def prune_checkpoint(
 ) -> list[PrunedTensor]:
     """Find the masks of a plan, and write the pruned checkpoint, the masks, or both.
 
-    One tensor is in memory at a time. The outputs appear when all of them are complete, or not at all, and replace
-    existing files only then.
+    Tensors are read, solved and written in pieces, a few at a time, and no more than these are in memory. The outputs
+    appear when all of them are complete, or not at all, and replace existing files only then.
 
     Parameters
     ----------
@@ -128,6 +133,7 @@ def prune_checkpoint(
     noted = plan.record.joined_to(plan.checkpoint.record) if apply else None
     with Staging(plan.checkpoint.files) as staging, ExitStack() as files:
         run = _Run(plan, apply, n_threads, progress or (lambda tensor, outcome: None), staging)
+        files.callback(run.close)
         if packed is not None:
             run.masks = files.enter_context(open(staging.file(packed, "masks"), "wb"))
             shapes = {c.tensor.name: c.tensor.shape for c in plan.selections if c.axes is not None}
@@ -141,61 +147,149 @@ def prune_checkpoint(
     return run.outcomes
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Some entries of a tensor, and what came of them."""
+
+    tensor: TensorInfo
+    entries: Array
+    mask: NDArray[np.bool_] | None
+    kept: float
+    total: float
+    upper_bound: float
+    unproven: int
+    n_blocks: int
+    seconds: float
+
+
 class _Run:
-    """The part of a run that is done tensor by tensor."""
+    """A run: pieces of all planned tensors are read, solved in threads and written, in order."""
 
     def __init__(self, plan: PrunePlan, apply: bool, threads: int, progress: Progress, staging: Staging) -> None:
         self.plan = plan
         self.axes = plan.axes
         self.apply = apply
-        self.threads = threads
         self.progress = progress
         self.staging = staging
         self.masks: BinaryIO | None = None
         self.outcomes: list[PrunedTensor] = []
+        self._pieces = in_order(self._solve, self._read(), threads)
 
-    def replace(self, tensor: TensorInfo) -> Array | None:
-        """Solve a tensor if it is planned, write its mask, and return what the new checkpoint holds in its place."""
-        axes = self.axes.get(tensor.name)
-        if axes is None:
+    def close(self) -> None:
+        """End the threads; what they have begun is finished first."""
+        self._pieces.close()
+
+    def replace(self, tensor: TensorInfo) -> Iterator[Array] | None:
+        """Return what the new checkpoint holds in place of a tensor, piece by piece, if it is planned."""
+        if tensor.name not in self.axes:
             return None
+        stretches = self._replaced(tensor)
+        if self.apply:
+            return stretches
+        deque(stretches, maxlen=0)  # the masks are all that is written
+        return None
+
+    def _replaced(self, tensor: TensorInfo) -> Iterator[Array]:
+        """Take the pieces of a tensor, write its mask, and yield its entries."""
         with self.staging.unrelated():
             self.progress(tensor, None)
-        weights = self.plan.checkpoint.read(tensor)
-        with self.staging.unrelated():  # the command line tells its progress while a solver is compiled, too
-            result = self._solve(tensor, weights, axes)
-        if self.masks is not None:
-            write_mask(self.masks, result.mask)
-        outcome = PrunedTensor(
+        packer = None if self.masks is None else MaskPacker(self.masks)
+        pieces = []
+        for _ in self._shapes(tensor):
+            with self.staging.unrelated():  # the command line tells its progress while a solver is compiled, too
+                piece = next(self._pieces)
+            assert piece.tensor is tensor
+            if packer is not None and piece.mask is not None:
+                packer.write(piece.mask)
+            yield piece.entries
+            pieces.append(replace(piece, entries=piece.entries[:0], mask=None))
+        if packer is not None:
+            packer.finish()
+        self.outcomes.append(_outcome(tensor, self.axes[tensor.name], pieces))
+        with self.staging.unrelated():
+            self.progress(tensor, self.outcomes[-1])
+
+    def _shapes(self, tensor: TensorInfo) -> Iterator[tuple[int, ...]]:
+        """Cut a tensor into pieces."""
+        return cut_into_pieces(
+            tensor.shape, self.axes[tensor.name], self.plan.pattern.m, self.plan.solver.chunk_entries
+        )
+
+    def _sizes(self, tensor: TensorInfo) -> Iterator[int]:
+        return map(math.prod, self._shapes(tensor))
+
+    def _read(self) -> Iterator[tuple[TensorInfo, Array]]:
+        """Read the pieces of all planned tensors in order; the first of a dtype has its solver compiled."""
+        prepared = set()
+        for tensor in self.plan.checkpoint.tensors:
+            if tensor.name not in self.axes:
+                continue
+            stretches = self.plan.checkpoint.stretches(tensor, self._sizes(tensor))
+            for shape, entries in zip(self._shapes(tensor), stretches, strict=True):
+                if entries.dtype not in prepared:
+                    prepared.add(entries.dtype)
+                    prepare(self.plan.solver, self.plan.pattern, self.plan.constraint, entries.dtype)
+                yield tensor, entries.reshape(shape)
+
+    def _solve(self, item: tuple[TensorInfo, Array]) -> _Piece:
+        """Solve and prove a piece, and write zeros into it; name the tensor in what is wrong with it."""
+        tensor, weights = item
+        try:
+            result = solve_array(
+                weights,
+                self.plan.pattern,
+                self.plan.constraint,
+                self.plan.solver,
+                axes=self.axes[tensor.name],
+                threads=1,
+            )
+        except InvalidArgumentError as error:
+            whole = self.plan.checkpoint.read(tensor)  # so that counts and places are those of the tensor
+            raise _named(tensor, _refusal(whole) or error) from None
+        except TransmaskError as error:
+            raise _named(tensor, error) from None
+        if self.apply:
+            np.copyto(weights, 0, where=~result.mask)
+        return _Piece(
             tensor,
-            axes,
+            weights.reshape(-1) if self.apply else weights.reshape(-1)[:0],
+            result.mask.reshape(-1) if self.masks is not None else None,
             result.kept,
             result.total,
             result.upper_bound,
-            result.gap,
             result.unproven,
             result.n_blocks,
             result.seconds,
         )
-        self.outcomes.append(outcome)
-        with self.staging.unrelated():
-            self.progress(tensor, outcome)
-        if not self.apply:
-            return None
-        np.copyto(weights, 0, where=~result.mask)
-        return weights
 
-    def _solve(self, tensor: TensorInfo, weights: Array, axes: tuple[int, int]) -> MaskResult:
-        """Solve, and name the tensor in what is wrong with it."""
-        plan = self.plan
-        try:
-            return solve(
-                weights,
-                plan.pattern,
-                constraint=plan.constraint,
-                solver=plan.solver,
-                axes=axes,
-                threads=self.threads,
-            )
-        except TransmaskError as error:
-            raise type(error)(f"tensor {tensor.name!r}: {error}") from None
+
+def _outcome(tensor: TensorInfo, axes: tuple[int, int], pieces: list[_Piece]) -> PrunedTensor:
+    """Add up the pieces of a tensor."""
+    kept, total, bound, seconds = (
+        math.fsum(getattr(piece, name) for piece in pieces) for name in ("kept", "total", "upper_bound", "seconds")
+    )
+    return PrunedTensor(
+        tensor=tensor,
+        axes=axes,
+        kept=kept,
+        total=total,
+        upper_bound=bound,
+        gap=max(0.0, (bound - kept) / bound) if bound > 0 else 0.0,
+        unproven=sum(piece.unproven for piece in pieces),
+        n_blocks=sum(piece.n_blocks for piece in pieces),
+        seconds=seconds,
+    )
+
+
+def _named(tensor: TensorInfo, error: TransmaskError) -> TransmaskError:
+    """Name the tensor in an error."""
+    return type(error)(f"tensor {tensor.name!r}: {error}")
+
+
+def _refusal(weights: Array) -> InvalidArgumentError | None:
+    """Return what is wrong with the weights of a tensor, if anything is."""
+    try:
+        as_weights(weights)
+    except InvalidArgumentError as error:
+        return error
+    return None

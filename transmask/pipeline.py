@@ -1,0 +1,55 @@
+"""Work on a stream of items in threads, and take the results in the order of the items."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+__all__ = ["in_order"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:
+    """Call `function` on every item, on at most `threads` threads, and yield the results in order.
+
+    The calling thread makes the items and uses the results meanwhile, so that reading, working and writing overlap. At
+    most ``threads + 2`` items are on their way. After an exception, wherever it is raised, no further item begins.
+
+    Parameters
+    ----------
+    function : callable
+        Takes one item; calls must not depend on each other.
+    items : iterable
+        Consumed by the calling thread.
+    threads : int
+        1 does everything in the calling thread.
+
+    Yields
+    ------
+    object
+        What `function` returned.
+
+    Examples
+    --------
+    >>> list(in_order(abs, [1, -2, -3], threads=2))
+    [1, 2, 3]
+    """
+    if threads == 1:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="transmask") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) == threads + 2:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
