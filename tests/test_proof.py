@@ -94,6 +94,13 @@ def test_edges_and_broken_lines(shape, n, m, constraint):
     assert bool(found.broken) != bool(tm.check_mask(mask, (n, m), constraint=constraint))
 
 
+@pytest.mark.parametrize(("n", "m"), [(250, 256), (130, 256), (256, 264), (300, 512), (240, 248)])
+def test_lines_that_keep_more_than_a_byte_holds(n, m):
+    shift = (np.arange(m) - np.arange(m)[:, None]) % m
+    assert compare(np.ones((m, m)), shift < n, np.zeros((m, 1)), np.zeros((1, m)), n, m, "exactly").broken == 0
+    assert compare(np.ones((m, m)), shift < n - 1, np.zeros((m, 1)), np.zeros((1, m)), n, m, "exactly").broken == 2 * m
+
+
 def test_chunks_change_nothing(monkeypatch, constraint):
     rng = np.random.default_rng(4)
     weights = rng.standard_normal((3, 26, 31))

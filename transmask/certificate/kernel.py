@@ -27,6 +27,8 @@ KEPT, DISTANCE, TOTAL, WORST_GAP, BROKEN, UNPROVEN, NEAR = range(7)
 """Where the sums of `prove_matrices` stand."""
 SUMS = 7
 
+LARGEST_BYTE_SUM = 255
+
 
 @kernel
 def prove_matrices(weights, mask, u, v, n, m, at_most, sums):
@@ -37,7 +39,7 @@ def prove_matrices(weights, mask, u, v, n, m, at_most, sums):
     weights : ndarray of float32 or float64, shape (K, R, C)
         Finite; their magnitudes are the scores.
     mask : ndarray of uint8, shape (K, R, C)
-        Other than 0 = kept.
+        0 or 1; C-contiguous.
     u : ndarray of float64, shape (K, R, ceil(C / M))
         Row duals. One beyond LARGEST_DUAL or NaN, or negative where its block is "at_most", is overwritten with 0.
     v : ndarray of float64, shape (K, ceil(R / M), C)
@@ -69,7 +71,8 @@ def prove_matrices(weights, mask, u, v, n, m, at_most, sums):
             counts[:] = 0
             for i in range(top, bottom):
                 _make_valid(u[k, i], block_floors)
-                _spread_and_count(mask[k, i], u[k, i], m, row_duals, row_counts)
+                _spread(u[k, i], m, row_duals)
+                _count(mask[k, i], m, row_counts)
                 _judge(weights[k, i], mask[k, i], row_duals, column_duals, total, kept, distance, counts)
                 for b in range(across):
                     if row_counts[b] != n:
@@ -117,38 +120,64 @@ def _make_valid(duals, floors):
 
 
 @inner_kernel
-def _spread_and_count(mask, u, m, row_duals, row_counts):
-    """Repeat the duals of a row for the columns of their blocks, and count what the row keeps in each block."""
-    whole = len(mask) // m
-    if m % 8 == 0:  # loops of a constant length are unrolled: half the time of the whole proof at 8:16
-        _spread_and_count_whole(mask, u, whole, m, 8, row_duals, row_counts)
-    elif m % 4 == 0:
-        _spread_and_count_whole(mask, u, whole, m, 4, row_duals, row_counts)
+def _spread(u, m, row_duals):
+    """Repeat the duals of a row for the columns of their blocks."""
+    whole = len(row_duals) // m
+    if m == 4:  # loops of a constant length become vector instructions
+        _spread_whole(u, whole, 4, 4, row_duals)
+    elif m == 8:
+        _spread_whole(u, whole, 8, 8, row_duals)
+    elif m % 16 == 0:
+        _spread_whole(u, whole, m, 16, row_duals)
     else:
-        _spread_and_count_whole(mask, u, whole, m, 1, row_duals, row_counts)
-    if whole < len(u):
-        row_counts[whole] = 0
-        for j in range(whole * m, len(mask)):
-            row_duals[j] = u[whole]
-            row_counts[whole] += mask[j] != 0
+        _spread_whole(u, whole, m, 1, row_duals)
+    for j in range(whole * m, len(row_duals)):
+        row_duals[j] = u[whole]
 
 
 @inlined_kernel
-def _spread_and_count_whole(mask, u, whole, m, width, row_duals, row_counts):
+def _spread_whole(u, whole, m, width, row_duals):
     for b in range(whole):
-        count, dual = 0, u[b]
+        dual = u[b]
         for first in range(b * m, b * m + m, width):
             for j in range(first, first + width):
                 row_duals[j] = dual
-                count += mask[j] != 0
-        row_counts[b] = count
+
+
+@inlined_kernel
+def _count(mask, m, counts):
+    """Count what a row keeps in each block: where M allows, four or eight entries at a time, as bytes of a word."""
+    whole = len(mask) // m
+    if m == 4:
+        _count_words(mask[: whole * m].view(np.uint32), 1, np.uint64(0x01010101), 24, counts)
+    elif m % 8 == 0 and m <= LARGEST_BYTE_SUM:
+        _count_words(mask[: whole * m].view(np.uint64), m // 8, np.uint64(0x0101010101010101), 56, counts)
+    else:
+        for b in range(whole):
+            counts[b] = 0
+            for j in range(b * m, b * m + m):
+                counts[b] += mask[j]
+    if whole < len(counts):
+        counts[whole] = 0
+        for j in range(whole * m, len(mask)):
+            counts[whole] += mask[j]
+
+
+@inner_kernel
+def _count_words(words, per_block, ones, shift, counts):
+    """Add up the bytes of the words of each block: multiplied by `ones`, a word has their sum in its highest byte."""
+    for b in range(len(words) // per_block):
+        total = np.uint64(words[b * per_block])
+        for k in range(1, per_block):
+            total += np.uint64(words[b * per_block + k])
+        counts[b] = ((total * ones) >> np.uint64(shift)) & np.uint64(255)
 
 
 @inner_kernel
 def _judge(weights, mask, row_duals, column_duals, total, kept, distance, counts):
     """Add the entries of a row to the sums of their columns."""
     for j in range(len(weights)):
-        score, keep = np.float64(abs(weights[j])), mask[j] != 0
+        score, keep = np.float64(abs(weights[j])), mask[j]
         reduced = score - row_duals[j] - column_duals[j]
         total[j] += score
         kept[j] += score if keep else 0.0
@@ -178,9 +207,9 @@ def _is_proven(weights, mask, kept, distance):
     count = 0
     for i in range(weights.shape[0]):
         for j in range(weights.shape[1]):
-            count += mask[i, j] != 0 and weights[i, j] != 0
+            count += mask[i, j] and weights[i, j] != 0
     least, larger = distance / PROVEN_GAP / max(1, count), 0
     for i in range(weights.shape[0]):
         for j in range(weights.shape[1]):
-            larger += mask[i, j] != 0 and weights[i, j] != 0 and abs(weights[i, j]) >= least
+            larger += mask[i, j] and weights[i, j] != 0 and abs(weights[i, j]) >= least
     return 2 * larger > count

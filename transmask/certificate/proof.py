@@ -78,7 +78,7 @@ def prove(
     def prove_part(part: Part) -> None:
         sums = np.empty(SUMS)
         u, v = (np.ascontiguousarray(array) for array in part[2:])
-        scores, kept = _readable(part[0]), _read_only(np.ascontiguousarray(part[1]).view(np.uint8))
+        scores, kept = _readable(part[0]), _as_bits(part[1])
         prove_matrices(scores, kept, u, v, pattern.n, pattern.m, constraint == "at_most", sums)
         for array, used in zip(part[2:], (u, v), strict=True):
             if used is not array:
@@ -129,6 +129,12 @@ def _readable(weights: Array) -> Array:
         bits <<= 16
         return _read_only(bits.view(np.float32))
     return _read_only(np.require(weights, score_dtype(weights.dtype), ["C", "A"]))
+
+
+def _as_bits(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return a mask as the kernel reads it: bytes of 0 and 1, C-contiguous; memory of a bool may hold other numbers."""
+    bits = np.ascontiguousarray(mask).view(np.uint8)
+    return _read_only(bits if bits.max(initial=0) <= 1 else (bits != 0).view(np.uint8))
 
 
 def _read_only(array: Array) -> Array:

@@ -187,7 +187,9 @@ def _write_stretches(out: IO[bytes], tensor: TensorInfo, order: Order, stretches
     header = {"descr": description, "fortran_order": order == "F", "shape": tensor.shape}
     np.lib.format.write_array_header_1_0(out, header)
     if order == "F":
-        stretches = [np.concatenate([*stretches]).reshape(tensor.shape).reshape(-1, order="F")]
+        stretches = [
+            np.concatenate([*stretches], dtype=tensor.numpy_dtype).reshape(tensor.shape).reshape(-1, order="F")
+        ]
     for entries in stretches:
         write_from(out, entries)
 
