@@ -93,6 +93,19 @@ def test_nan_and_infinity_are_counted_and_located(dtype, values):
     )
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_halves_are_refused_by_their_bits_where_they_are_not_finite(dtype):
+    """All 65536 of them, each among its 255 neighbours of the same sign or the other."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    finite = np.isfinite(halves.astype(np.float32))
+    assert as_weights(halves[finite][None]).shape == (1, np.count_nonzero(finite))
+    array = np.full((2, 3), -1, dtype)
+    for half in halves[~finite]:
+        array[1, 1] = half
+        with pytest.raises(tm.InvalidArgumentError, match=r"got 1 of 6 entries .* first at index \(1, 1\)"):
+            as_weights(array)
+
+
 @pytest.mark.parametrize("layout", [lambda a: a.T, lambda a: a[::-1, ::-1], lambda a: a[::2]])
 def test_the_index_is_one_of_the_callers_array(layout):
     array = layout(np.ones((6, 4)))

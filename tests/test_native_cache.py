@@ -13,6 +13,7 @@ from numba.core.caching import FunctionCache
 from transmask.solvers.primal_dual.numbers import LANES
 from transmask.solvers.primal_dual.vectors.half_sweep import define_half_sweep, half_sweep
 from transmask.solvers.primal_dual.vectors.native import FUNCTIONS, compile_table
+from transmask.solvers.primal_dual.vectors.weights import WEIGHT_TYPES
 
 pytestmark = pytest.mark.compiled
 
@@ -36,7 +37,7 @@ def compile_counted(n: int, m: int) -> int:
         generated.append(arguments)
         define_half_sweep(*arguments)
 
-    table = compile_table(n, m, 4, [define])
+    table = compile_table(n, m, WEIGHT_TYPES["float32"], [define])
     memory = np.zeros(64 + 4 * (m * m + 3 * m + 1) * LANES, np.uint8)
     start = -memory.ctypes.data % 64
     ours = memory[start : start + 4 * (m * m + 3 * m + 1) * LANES].view(np.int32)

@@ -84,7 +84,7 @@ def aligned(array):
 
 def assert_twins_agree(n, m, dtype, twin, *arguments):
     """Both leave the same bits in all arrays, and return the same; return what they leave, and what they return."""
-    table = pattern_kernels(n, m, np.dtype(dtype).itemsize)
+    table = pattern_kernels(n, m, np.dtype(dtype).name)
     ours, theirs = ([aligned(a) if isinstance(a, np.ndarray) else a for a in arguments] for _ in range(2))
     expected, found = twin(table, *theirs), call_native(table, twin, *ours)
     for name, mine, other in zip(list(inspect.signature(twin).parameters)[1:], ours, theirs, strict=True):
@@ -172,7 +172,7 @@ def test_half_sweep(n, m, kind):
         scores, duals = half_sweep_inputs(rng, m, kind)
         floors = rng.choice(np.array([0, -LARGEST_DUAL], np.int32), LANES)
         strides = (m, 1) if round_ % 2 else (1, m)
-        table = pattern_kernels(n, m, 4)
+        table = pattern_kernels(n, m, "float32")
         ours, theirs = ([aligned(a) for a in (scores.ravel(), *duals.reshape(3, -1), floors)] for _ in range(2))
         expected = half_sweep(table, theirs[0], *strides, *theirs[1:])
         assert call_native(table, half_sweep, ours[0], *strides, *ours[1:]) == expected
@@ -194,7 +194,7 @@ def test_half_sweep_by_its_definition(n, m, kind):
         others, old = duals[0].tolist(), duals[1].tolist()
         floors = rng.choice(np.array([0, -LARGEST_DUAL], np.int32), LANES)
         new, middles = duals[1].copy(), duals[2].copy()
-        table = pattern_kernels(n, m, 4)
+        table = pattern_kernels(n, m, "float32")
         flags = half_sweep(table, scores.ravel(), m, 1, duals[0].ravel(), new.ravel(), middles.ravel(), floors)
         for lane in range(LANES):
             floor, before, after, ties, low = int(floors[lane]), True, True, 0, True
@@ -220,7 +220,7 @@ def test_half_sweep_by_its_definition(n, m, kind):
 def test_a_block_that_is_settled_stays_settled(n, m, floor):
     """Also where the thresholds leave hardly any integers between them, so that every rounding counts."""
     rng = np.random.default_rng(m)
-    table = pattern_kernels(n, m, 4)
+    table = pattern_kernels(n, m, "float32")
     floors = np.full(LANES, floor, np.int32)
     seen = 0
     for round_ in range(12):
@@ -284,7 +284,7 @@ def test_scores_in_a_lane_are_rounded_up(dtype, weights):
     """q - 1 < scaled score <= q below the cap, in exact arithmetic; only 0 becomes 0."""
     rng = np.random.default_rng(0)
     n, m = 3, 5
-    table = pattern_kernels(n, m, np.dtype(dtype).itemsize)
+    table = pattern_kernels(n, m, np.dtype(dtype).name)
     for _ in range(20):
         memory = weights(rng, dtype, m * m)
         largest = np.abs(memory).max()
@@ -379,7 +379,7 @@ def test_scores_that_lie_decades_apart_are_replaced_by_roots(n, m):
     hidden = (m * m * np.linspace(0, 1, LANES)).astype(int)
     exact[1:][np.arange(1, m * m)[:, None] > hidden] |= 1 << (EXACT_BITS - 1)
     lost = np.full(LANES, EXACT_BITS - SCORE_BITS)
-    table = pattern_kernels(n, m, 8)
+    table = pattern_kernels(n, m, "float64")
     scores = np.zeros((m * m, LANES), np.int32)
     quantise_lanes(table, exact.ravel(), lost, scores.ravel())
     left, _ = assert_twins_agree(n, m, np.float64, perturb_lanes, scores.ravel(), exact.ravel(), noise)
@@ -576,7 +576,7 @@ def proven(n, m, at_most, blocks, kept):
     scores = aligned(kept.transpose(1, 2, 0).astype(np.int32).ravel())
     zeros = aligned(np.zeros(m * LANES, np.int32))
     lanes = Lanes(scores, zeros, zeros, zeros, zeros[:LANES], table)
-    problem = Problem(pattern_kernels(n, m, 8), np.zeros(m * m, np.int32), at_most)
+    problem = Problem(pattern_kernels(n, m, "float64"), np.zeros(m * m, np.int32), at_most)
     prove_lanes(problem, grid, lanes, zeros, proof, LANES)
     return mask.reshape(blocks.shape), u.reshape(LANES, m), v.reshape(LANES, m)
 
@@ -689,7 +689,7 @@ def solve_one_tile(n, m, dtype, blocks, at_most):
     memory, mask = np.ascontiguousarray(blocks).ravel(), np.zeros(blocks.size, np.bool_)
     u, v = np.zeros((2, m * LANES))
     call_native(
-        pattern_kernels(n, m, np.dtype(dtype).itemsize), solve_tile,
+        pattern_kernels(n, m, np.dtype(dtype).name), solve_tile,
         memory, 0, LANES * m, mask, 0, LANES * m, u, 0, LANES, v, 0, 1, at_most,
     )  # fmt: skip
     return mask.reshape(blocks.shape)
@@ -793,7 +793,7 @@ def test_the_whole_solver_gives_the_same_bits_as_plain_python():
 def test_half_a_sweep_where_the_block_stands(n, m, dtype):
     """Where the answer is 1, the duals prove the mask, and no other has its value; it is 1 for duals of the solver."""
     rng = np.random.default_rng(m)
-    table = pattern_kernels(n, m, np.dtype(dtype).itemsize)
+    table = pattern_kernels(n, m, np.dtype(dtype).name)
     confirmed, unfilled = {"own": 0, "floor": 0, "spoilt": 0}, 0
     for round_ in range(24):
         at_most, kind = round_ % 2, ("own", "spoilt", "floor", "own")[round_ // 2 % 4]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 
 import families
 import ml_dtypes
@@ -156,7 +157,7 @@ def test_a_matrix_that_is_repeated_without_being_copied(constraint):
 
 
 @pytest.mark.parametrize("narrow", [ml_dtypes.bfloat16, np.float16, np.int8, np.uint8, np.bool_])
-@pytest.mark.parametrize(("n", "m"), PATTERNS)
+@pytest.mark.parametrize(("n", "m"), [*PATTERNS, (4, 9)])
 def test_the_dtype_does_not_matter_where_the_values_are_the_same(n, m, narrow, constraint):
     rng = np.random.default_rng(m)
     weights = (rng.standard_normal((4 * m, 18 * m)) * 3).astype(narrow)
@@ -165,6 +166,34 @@ def test_the_dtype_does_not_matter_where_the_values_are_the_same(n, m, narrow, c
         for found, wanted in zip(solve(weights.astype(dtype), (n, m), constraint), expected, strict=True):
             assert found.tobytes() == wanted.tobytes()
         assert np.array_equal(mask_of(weights.astype(dtype), (n, m), constraint), expected[0])
+
+
+@pytest.mark.parametrize(("dtype", "infinity"), [(ml_dtypes.bfloat16, 0x7F80), (np.float16, 0x7C00)])
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (4, 9)])
+def test_halves_of_every_size_in_every_layout(n, m, dtype, infinity, constraint):
+    """All exponents, denormals among them, under both signs."""
+    rng = np.random.default_rng(m)
+    shape = (2, 5 * m - 1, 40 * m + 1)
+    bits = rng.integers(0, infinity, shape) | rng.integers(0, 2, shape) << 15
+    array = bits.astype(np.uint16).view(dtype)
+    expected = solve(array.astype(np.float32), (n, m), constraint)
+    for name, weights, axes in layouts(array):
+        mask, u, v = solve(weights, (n, m), constraint, axes=axes)
+        assert np.array_equal(np.moveaxis(mask, axes, (1, 2)), expected[0]), name
+        assert (u.tobytes(), v.tobytes()) == (expected[1].tobytes(), expected[2].tobytes()), name
+
+
+def test_halves_are_not_copied():
+    """What is allocated beside the mask, chunks and lists of blocks, is an eighth of a copy as float32."""
+    weights = np.random.default_rng(0).standard_normal((2048, 1024)).astype(np.float32)
+    for dtype in (ml_dtypes.bfloat16, np.float16, ml_dtypes.float8_e4m3fn):
+        array = weights.astype(dtype)
+        mask_of(array[:8], "2:4", "exactly")
+        tracemalloc.start()
+        mask_of(array, "2:4", "exactly", threads=1)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most - array.size < weights.nbytes / 8
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (8, 0), (0, 0), (0, 4, 4), (3, 0, 4), (2, 0, 0), (4, 0, 5)])
@@ -192,6 +221,7 @@ def test_edges_are_at_most_what_is_there(shape, constraint):
 
 GUARDED = """
 import ctypes, mmap, sys
+import ml_dtypes
 import numpy as np
 from transmask import Pattern
 from transmask.blocks import Blocks
@@ -218,7 +248,7 @@ def grid(matrix, m):
 
 rng = np.random.default_rng(0)
 for n, m in ((2, 4), (1, 3), (3, 5), (8, 16), (5, 33)):
-    for dtype in (np.float32, np.float64):
+    for dtype in (ml_dtypes.bfloat16, np.float16, np.float32, np.float64):
         for at_end in (False, True):
             weights = guarded((m, 17 * m), dtype, at_end)
             weights[...] = rng.integers(-9, 9, weights.shape)

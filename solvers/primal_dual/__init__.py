@@ -63,7 +63,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ...blocks import Array, Blocks, score_dtype
 from ...pattern import Constraint, Pattern
@@ -77,6 +77,7 @@ from .phase1_tiles import solve_tiles
 from .phase2_ties import settle_ties
 from .vectors import pattern_kernels
 from .vectors.perturbation import perturbation
+from .vectors.weights import WEIGHT_TYPES
 from .warm_start import confirm_start
 
 __all__ = ["PrimalDual"]
@@ -105,10 +106,17 @@ class PrimalDual(Solver):
     warm_startable = True
     chunk_entries = 1 << 20  # of a piece of a checkpoint
 
+    def prepare(self, pattern: Pattern, constraint: Constraint, dtype: DTypeLike) -> None:
+        """Solve a block of zeros of this dtype, for which code of its own is generated; see `Solver.prepare`."""
+        blocks = np.zeros((1, 1, 1, pattern.m, pattern.m), dtype)
+        nothing = Blocks(blocks, np.zeros(blocks.shape, np.bool_), None, None, constraint)
+        self.solve_blocks(nothing, pattern, threads=1, warm=False)
+
     def solve_blocks(self, blocks: Blocks, pattern: Pattern, *, threads: int, warm: bool) -> None:
         """Solve a grid of blocks in place; see `Solver.solve_blocks`."""
-        in_place = blocks.weights.dtype != np.bool_  # kernels know float32 and float64
-        if in_place and _rows_are_contiguous(blocks.weights) and _rows_are_contiguous(blocks.mask):
+        dtype = blocks.weights.dtype
+        known = dtype.type.__name__ in WEIGHT_TYPES and dtype.isnative
+        if known and _rows_are_contiguous(blocks.weights) and _rows_are_contiguous(blocks.mask):
             _solve_in_place(blocks, pattern, threads, warm)
             return
 
@@ -132,10 +140,8 @@ class PrimalDual(Solver):
 
 def _rows_are_contiguous(grid: Array) -> bool:
     """Tell whether kernels can address a (K, Br, Bc, M, M) view in place."""
-    if grid.dtype not in (np.float32, np.float64, np.bool_) or not grid.dtype.isnative or not grid.flags.aligned:
-        return False
     rows = grid.shape[-1] == 1 or grid.strides[-1] == grid.itemsize
-    return rows and all(stride >= 0 and stride % grid.itemsize == 0 for stride in grid.strides)
+    return rows and grid.flags.aligned and all(stride >= 0 and stride % grid.itemsize == 0 for stride in grid.strides)
 
 
 def _contiguous(part: Blocks) -> Blocks:
@@ -155,7 +161,7 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
     """Cut the grid into spans of blocks, and let the threads take one after the other."""
     m = pattern.m
     grid = _grid(blocks)
-    kernels = pattern_kernels(pattern.n, m, blocks.weights.itemsize)
+    kernels = pattern_kernels(pattern.n, m, blocks.weights.dtype.type.__name__)  # .name takes 2 us
     problem = Problem(kernels, perturbation(m), blocks.constraint == "at_most")
     spare: list[ThreadMemory] = []  # of threads that are between two spans
 

@@ -53,7 +53,7 @@ class Grid(NamedTuple):
     Attributes
     ----------
     weights : ndarray of uint8, one axis
-        The memory of finite float32 or float64.
+        The memory of finite bfloat16, float16, float32 or float64.
     mask : ndarray of bool, one axis
         The answer.
     u, v : ndarray of float64, one axis
@@ -143,13 +143,13 @@ class Tile(NamedTuple):
 
     Attributes
     ----------
-    weights : ndarray of float32, shape (2 * M * M * LANES,)
+    weights : ndarray of uint8, shape (8 * M * M * LANES,)
         Room for float64.
     mask : ndarray of bool, shape (M * M * LANES,)
     u, v : ndarray of float64, shape (M * LANES,)
     """
 
-    weights: NDArray[np.float32]
+    weights: NDArray[np.uint8]
     mask: NDArray[np.bool_]
     u: NDArray[np.float64]
     v: NDArray[np.float64]
@@ -220,4 +220,4 @@ def _table() -> NDArray[np.int64]:
 
 def _tile(m: int) -> Tile:
     entries, lines = m * m * LANES, m * LANES
-    return Tile(np.zeros(2 * entries, np.float32), np.zeros(entries, np.bool_), np.zeros(lines), np.zeros(lines))
+    return Tile(np.zeros(8 * entries, np.uint8), np.zeros(entries, np.bool_), np.zeros(lines), np.zeros(lines))

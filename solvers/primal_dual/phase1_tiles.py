@@ -94,13 +94,10 @@ def _solve_apart(problem, grid, table, length, tile):
     m = kernels[M]
     stride = LANES * m
     words = kernels[WEIGHT_BYTES] // 4
-    entries = grid.weights.view(np.float32)
-    for lane in range(length):
-        for i in range(m):
-            source = words * (table[WEIGHTS_AT, lane] + i * strides[WEIGHTS, LINE])
-            target = words * (i * stride + lane * m)
-            for word in range(words * m):
-                tile.weights[target + word] = entries[source + word]
+    if words:
+        _copy_blocks(grid.weights.view(np.uint32), strides, table, length, m, words, tile.weights.view(np.uint32))
+    else:
+        _copy_blocks(grid.weights.view(np.uint16), strides, table, length, m, 1, tile.weights.view(np.uint16))
     solved = solve_tile(
         kernels, tile.weights, 0, stride, tile.mask, 0, stride, tile.u, 0, LANES, tile.v, 0,
         grid.u.size, problem.at_most,
@@ -115,3 +112,14 @@ def _solve_apart(problem, grid, table, length, tile):
                 grid.u[table[U_AT, lane] + i * strides[U, LINE]] = tile.u[i * LANES + lane]
                 grid.v[table[V_AT, lane] + i * strides[V, LINE]] = tile.v[lane * m + i]
     return solved
+
+
+@inner_kernel
+def _copy_blocks(weights, strides, table, length, m, words, target):
+    """Copy blocks side by side, word by word; a weight has one or two."""
+    for lane in range(length):
+        for i in range(m):
+            source = words * (table[WEIGHTS_AT, lane] + i * strides[WEIGHTS, LINE])
+            place = words * m * (i * LANES + lane)
+            for word in range(words * m):
+                target[place + word] = weights[source + word]

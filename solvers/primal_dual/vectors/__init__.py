@@ -3,6 +3,7 @@
 ===================  ===============================================================================================
 `native`             how a compiled kernel calls generated code, and how that code is compiled
 `code_store`         where it is kept on disk
+`weights`            the types of weights, and how they are loaded
 `half_sweep`         half a sweep on LANES blocks, and `LineVectors`, its instructions
 `selection_network`  the minima and maxima that find the N-th and the (N+1)-th largest
 `tile`               M <= 8: load, solve and store a tile
@@ -35,15 +36,16 @@ from .native import compile_table
 from .perturbation import define_load_perturbed_lane, define_perturb_lanes
 from .proof import define_proof_functions
 from .tile import define_solve_tile
+from .weights import WEIGHT_TYPES
 
 __all__ = ["pattern_kernels"]
 
 
 @cache
-def pattern_kernels(n: int, m: int, weight_bytes: int) -> NDArray[np.int64]:
-    """Return the table of the functions that are generated for a pattern; see `native`."""
+def pattern_kernels(n: int, m: int, dtype: str) -> NDArray[np.int64]:
+    """Return the table of the functions that are generated for a pattern and weights of a dtype; see `native`."""
     small = [define_solve_tile, define_exact_lanes, define_perturb_lanes]
     large = [define_lane_functions, define_load_perturbed_lane, define_confirm_block]
     definitions = [define_half_sweep, define_proof_functions, *(small if m <= LARGEST_TILE_M else large)]
-    table: NDArray[np.int64] = compile_table(n, m, weight_bytes, definitions)
+    table: NDArray[np.int64] = compile_table(n, m, WEIGHT_TYPES[dtype], definitions)
     return table

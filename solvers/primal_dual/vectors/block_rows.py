@@ -10,7 +10,8 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from ..numbers import CAP, LANES, LARGEST_DUAL
-from .native import INDEX, splat, weight_type
+from .native import INDEX, splat
+from .weights import magnitude_bits
 
 __all__ = ["BlockRows"]
 
@@ -18,13 +19,12 @@ __all__ = ["BlockRows"]
 class BlockRows:
     """The rows of a block as vectors of M entries, in LLVM."""
 
-    def __init__(self, builder, m, weight_bytes, weights, offset, stride):
-        self.builder, self.m, self.stride = builder, m, stride
-        element = weight_type(weight_bytes)
-        self.type = ir.VectorType(element, m)
+    def __init__(self, builder, m, weight_type, weights, offset, stride):
+        self.builder, self.m, self.weight_type, self.stride = builder, m, weight_type, stride
+        self.type = ir.VectorType(weight_type.real, m)
         self.integers = ir.VectorType(ir.IntType(32), m)
         self.flags = ir.VectorType(ir.IntType(1), m)
-        self.start = builder.gep(builder.bitcast(weights, element.as_pointer()), [offset])
+        self.start = builder.gep(builder.bitcast(weights, weight_type.stored.as_pointer()), [offset])
 
     def constant(self, value):
         """Return a vector of int32 with a value in every place."""
@@ -140,5 +140,5 @@ class BlockRows:
     def magnitudes(self, index):
         """Load the magnitudes of row `index`."""
         place = self.builder.gep(self.start, [self.builder.mul(index, self.stride)])
-        absolute = self.intrinsic("fabs", self.type, self.type)
-        return self.builder.call(absolute, [self.load(place, self.type)])
+        bits = magnitude_bits(self.builder, self.weight_type, place, self.m)
+        return self.builder.bitcast(bits, self.type)

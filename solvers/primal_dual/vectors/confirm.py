@@ -70,13 +70,13 @@ def confirm_block(
     return 1
 
 
-def define_confirm_block(module, n, m, weight_bytes):
+def define_confirm_block(module, n, m, weight_type):
     """Generate `confirm_block` for a pattern."""
     with function(module, confirm_block, types.int64) as (
         builder, weights, offset, stride, shift, u, u_offset, u_stride, v, v_offset, v_stride,
         mask, mask_offset, mask_stride, at_most,
     ):  # fmt: skip
-        rows, lines = BlockRows(builder, m, weight_bytes, weights, offset, stride), LineVectors(builder, n, m, lanes=m)
+        rows, lines = BlockRows(builder, m, weight_type, weights, offset, stride), LineVectors(builder, n, m, lanes=m)
         both, either, zero = builder.and_, builder.or_, rows.constant(0)
         exactly = splat(builder, builder.icmp_signed("==", at_most, INDEX(0)), m)
         floor = builder.select(exactly, rows.constant(-LARGEST_DUAL), zero)

@@ -32,7 +32,7 @@ def load_exact_lanes(
     kernels : ndarray of int64
         The table of the pattern.
     weights : ndarray of uint8, one axis
-        The memory of float32 or float64 weights.
+        The memory of weights of one of `weights.WEIGHT_TYPES`.
     offsets : ndarray of int64, shape (LANES,)
         Where the blocks start, in weights.
     stride : int
@@ -66,25 +66,25 @@ def quantise_lanes(kernels, exact: np.ndarray, lost: np.ndarray, scores: np.ndar
     scores.reshape(-1, LANES)[...] = np.minimum(rounded, CAP)
 
 
-def define_exact_lanes(module, n, m, weight_bytes):
+def define_exact_lanes(module, n, m, weight_type):
     """Generate the functions of this file for a pattern."""
-    _define_load_exact_lanes(module, m, weight_bytes)
+    _define_load_exact_lanes(module, m, weight_type)
     _define_quantise_lanes(module, m)
 
 
 DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
 
 
-def _define_load_exact_lanes(module, m, weight_bytes):
+def _define_load_exact_lanes(module, m, weight_type):
     with function(module, load_exact_lanes, types.none) as (builder, weights, offsets, stride, exact, shifts):
         offsets, entries = (builder.bitcast(pointer, INDEX.as_pointer()) for pointer in (offsets, exact))
         wide_row = ir.VectorType(ir.DoubleType(), m)
         with cgutils.for_range(builder, INDEX(LANES)) as lane:
             offset = builder.load(builder.gep(offsets, [lane.index]))
-            rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
+            rows = BlockRows(builder, m, weight_type, weights, offset, stride)
             target = builder.gep(builder.bitcast(entries, ir.DoubleType().as_pointer()), [lane.index])
             with rows.loop() as (index, row):
-                row = row if weight_bytes == 8 else builder.fpext(row, wide_row)
+                row = row if row.type == wide_row else builder.fpext(row, wide_row)
                 rows.scatter(row, builder.gep(target, [builder.mul(index, INDEX(m * LANES))]))
         (exact,), (shifts,) = vectors(builder, WIDE, exact), vectors(builder, WIDE, shifts)
         as_doubles = builder.bitcast(exact, DOUBLES.as_pointer())

@@ -200,7 +200,7 @@ def interleave(builder, columns):
     return shuffle(row, row, [j * LANES + lane for lane in range(LANES) for j in range(len(columns))])
 
 
-def define_half_sweep(module, n, m, weight_bytes):
+def define_half_sweep(module, n, m, weight_type):
     """Generate `half_sweep` for a pattern."""
     lines = LineVectors(None, n, m)
     with function(module, half_sweep, types.int64) as (builder, scores, line_stride, entry_stride, *arrays):

@@ -18,7 +18,8 @@ from numba.core import cgutils
 
 from ..numbers import CAP, LANES, LARGEST_DUAL, SCORE_BITS
 from .block_rows import BlockRows
-from .native import INDEX, WEIGHT_BYTES, M, function, native, prefetch
+from .native import INDEX, M, function, native, prefetch
+from .weights import weight_rows
 
 __all__ = [
     "clamped_duals",
@@ -42,7 +43,7 @@ def score_shift(kernels, weights: np.ndarray, offset, stride):
     kernels : ndarray of int64
         The table of the pattern.
     weights : ndarray of uint8, one axis
-        The memory of float32 or float64 weights.
+        The memory of weights of one of `weights.WEIGHT_TYPES`.
     offset, stride : int
         Where the block starts, and how far apart its rows are, in weights.
 
@@ -157,8 +158,7 @@ def exact_rows(kernels, weights, offset, stride, shift):
 
 def _rows(kernels, weights, offset, stride):
     m = int(kernels[M])
-    entries = weights.view(np.float32 if kernels[WEIGHT_BYTES] == 4 else np.float64)
-    return np.stack([entries[offset + i * stride : offset + i * stride + m] for i in range(m)])
+    return weight_rows(kernels, weights, offset, stride, m, m)
 
 
 def _quantised(rows, shift):
@@ -174,29 +174,29 @@ def _rounded_up(rows, shift):
     return np.ceil(np.where(rows == 0, 0, np.maximum(scaled, 0.5)))  # what underflows is not 0
 
 
-def define_lane_functions(module, n, m, weight_bytes):
+def define_lane_functions(module, n, m, weight_type):
     """Generate the functions of this file for a pattern."""
-    _define_score_shift(module, m, weight_bytes)
-    _define_load_lane(module, m, weight_bytes)
-    _define_load_duals(module, m, weight_bytes)
-    _define_load_exact_lane(module, m, weight_bytes)
-    _define_store_mask(module, m, weight_bytes)
+    _define_score_shift(module, m, weight_type)
+    _define_load_lane(module, m, weight_type)
+    _define_load_duals(module, m, weight_type)
+    _define_load_exact_lane(module, m, weight_type)
+    _define_store_mask(module, m, weight_type)
 
 
-def _define_score_shift(module, m, weight_bytes):
+def _define_score_shift(module, m, weight_type):
     with function(module, score_shift, types.int64) as (builder, weights, offset, stride):
-        rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
+        rows = BlockRows(builder, m, weight_type, weights, offset, stride)
         largest = cgutils.alloca_once_value(builder, ir.Constant(rows.type, [0.0] * m))
         with rows.loop() as (index, row):
             ahead = builder.mul(builder.add(index, INDEX(m)), stride)
-            for line in range(0, m, 64 // weight_bytes):
+            for line in range(0, m, 64 // weight_type.size):
                 prefetch(builder, rows.start, builder.add(ahead, INDEX(line)))
             seen = builder.load(largest)
             builder.store(builder.select(builder.fcmp_ordered(">", row, seen), row, seen), largest)
         reduce = rows.intrinsic("vector.reduce.fmax", rows.type.element, rows.type)
         value = builder.call(reduce, [builder.load(largest)], fastmath=("nnan",))
         double = ir.DoubleType()
-        value = value if weight_bytes == 8 else builder.fpext(value, double)
+        value = value if value.type == double else builder.fpext(value, double)
         tiny = builder.fcmp_ordered("<", value, double(2.0**-1000))  # may be denormal, with its exponent elsewhere
         value = builder.fmul(value, builder.select(tiny, double(2.0**100), double(1.0)))
         exponent = builder.sub(builder.lshr(builder.bitcast(value, INDEX), INDEX(52)), INDEX(1022))
@@ -204,9 +204,9 @@ def _define_score_shift(module, m, weight_bytes):
         builder.ret(builder.select(builder.fcmp_ordered(">", value, double(0.0)), shift, INDEX(0)))
 
 
-def _define_load_lane(module, m, weight_bytes):
+def _define_load_lane(module, m, weight_type):
     with function(module, load_lane, types.none) as (builder, weights, offset, stride, shift, scores, lane):
-        rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
+        rows = BlockRows(builder, m, weight_type, weights, offset, stride)
         factors = rows.factors(shift)
         target = builder.gep(builder.bitcast(scores, ir.IntType(32).as_pointer()), [lane])
         with rows.loop() as (index, row):
@@ -214,17 +214,17 @@ def _define_load_lane(module, m, weight_bytes):
         builder.ret_void()
 
 
-def _define_load_duals(module, m, weight_bytes):
+def _define_load_duals(module, m, weight_type):
     with function(module, load_duals, types.none) as (builder, duals, offset, stride, shift, lane_duals, lane):
-        rows = BlockRows(builder, m, weight_bytes, duals, INDEX(0), INDEX(0))
+        rows = BlockRows(builder, m, weight_type, duals, INDEX(0), INDEX(0))
         whole, _ = rows.start_duals(duals, offset, stride, shift)
         rows.scatter(whole, builder.gep(builder.bitcast(lane_duals, ir.IntType(32).as_pointer()), [lane]))
         builder.ret_void()
 
 
-def _define_load_exact_lane(module, m, weight_bytes):
+def _define_load_exact_lane(module, m, weight_type):
     with function(module, load_exact_lane, types.none) as (builder, weights, offset, stride, shift, scores, lane):
-        rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
+        rows = BlockRows(builder, m, weight_type, weights, offset, stride)
         factors = rows.factors(shift, ir.DoubleType())
         target = builder.gep(builder.bitcast(scores, INDEX.as_pointer()), [lane])
         with rows.loop() as (index, row):
@@ -233,11 +233,11 @@ def _define_load_exact_lane(module, m, weight_bytes):
         builder.ret_void()
 
 
-def _define_store_mask(module, m, weight_bytes):
+def _define_store_mask(module, m, weight_type):
     with function(module, store_mask, types.int64) as (
         builder, weights, offset, stride, shift, u, v, lane, mask, mask_offset, mask_stride
     ):  # fmt: skip
-        rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
+        rows = BlockRows(builder, m, weight_type, weights, offset, stride)
         factors = rows.factors(shift)
         u_lane, thresholds = rows.duals(u, v, lane)
         target = builder.gep(mask, [mask_offset])

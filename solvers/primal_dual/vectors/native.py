@@ -5,8 +5,8 @@ length, is generated as LLVM IR, compiled in a fraction of a second and kept on 
 call it by address. Each such function has a twin in Python, which says what it does, and which runs when numba compiles
 nothing.
 
-The table of a pattern is an int64 array: the address of each function at its place in FUNCTIONS, then N, M and the size
-of a weight in bytes, for the twins.
+The table of a pattern is an int64 array: the address of each function at its place in FUNCTIONS, then N, M, and the
+number and the size in bytes of the type of the weights (`weights`).
 """
 
 # mypy: ignore-errors
@@ -27,8 +27,8 @@ from numba.extending import lower_builtin, type_callable
 from .code_store import load_code, save_code
 
 __all__ = [
-    "BYTES", "FUNCTIONS", "INDEX", "WEIGHT_BYTES", "M", "N", "compile_table", "function", "native", "prefetch", "splat",
-    "weight_type",
+    "BYTES", "FUNCTIONS", "INDEX", "WEIGHT_BYTES", "WEIGHT_TYPE", "M", "N", "compile_table", "function", "native",
+    "prefetch", "splat",
 ]  # fmt: skip
 
 FUNCTIONS = (
@@ -36,7 +36,7 @@ FUNCTIONS = (
     "score_shift", "load_lane", "load_perturbed_lane", "load_duals", "load_exact_lane", "store_mask", "confirm_block",
     "solve_tile", "load_exact_lanes", "quantise_lanes", "perturb_lanes",
 )  # fmt: skip
-N, M, WEIGHT_BYTES = range(len(FUNCTIONS), len(FUNCTIONS) + 3)
+N, M, WEIGHT_TYPE, WEIGHT_BYTES = range(len(FUNCTIONS), len(FUNCTIONS) + 4)
 
 INDEX = ir.IntType(64)
 BYTES = ir.IntType(8).as_pointer()
@@ -93,11 +93,6 @@ def function(module, twin, result):
     yield ir.IRBuilder(defined.append_basic_block()), *defined.args
 
 
-def weight_type(weight_bytes):
-    """Return the LLVM type of a weight."""
-    return ir.FloatType() if weight_bytes == 4 else ir.DoubleType()
-
-
 def prefetch(builder, start, place):
     """Ask for memory that will be read soon; it need not exist."""
     integer = ir.IntType(32)
@@ -114,25 +109,25 @@ def splat(builder, value, length):
 
 
 @global_compiler_lock
-def compile_table(n, m, weight_bytes, definitions):
+def compile_table(n, m, weight_type, definitions):
     """Compile the functions of a pattern.
 
     Parameters
     ----------
     n, m : int
-    weight_bytes : {4, 8}
+    weight_type : WeightType
     definitions : list of callable
-        Each adds a function to a module: definition(module, n, m, weight_bytes).
+        Each adds a function to a module: definition(module, n, m, weight_type).
 
     Returns
     -------
-    ndarray of int64, shape (len(FUNCTIONS) + 3,)
+    ndarray of int64, shape (len(FUNCTIONS) + 4,)
         Functions that were not defined are 0.
     """
-    table = np.zeros(len(FUNCTIONS) + 3, np.int64)
-    table[[N, M, WEIGHT_BYTES]] = n, m, weight_bytes
+    table = np.zeros(len(FUNCTIONS) + 4, np.int64)
+    table[[N, M, WEIGHT_TYPE, WEIGHT_BYTES]] = n, m, weight_type.number, weight_type.size
     if not config.DISABLE_JIT:
-        name = f"transmask-{n}-{m}-{weight_bytes}"  # symbols of different patterns must differ
+        name = f"transmask-{n}-{m}-{weight_type.name}"  # symbols of different patterns must differ
         codegen = cpu_target.target_context.codegen()
         stored = load_code(name, codegen.magic_tuple())
         if stored is None:
@@ -140,7 +135,7 @@ def compile_table(n, m, weight_bytes, definitions):
             library.enable_object_caching()
             module = library.create_ir_module(name)
             for define in definitions:
-                define(module, n, m, weight_bytes)
+                define(module, n, m, weight_type)
             library.add_ir_module(module)
             library.finalize()
             save_code(name, codegen.magic_tuple(), library.serialize_using_object_code())

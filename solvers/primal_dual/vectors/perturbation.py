@@ -103,12 +103,12 @@ def perturb_lanes(kernels, scores: np.ndarray, exact: np.ndarray, noise: np.ndar
     grid[...] = np.where(roots_taken, roots + (noise >> 4), grid + (noise << extra))
 
 
-def define_load_perturbed_lane(module, n, m, weight_bytes):
+def define_load_perturbed_lane(module, n, m, weight_type):
     """Generate `load_perturbed_lane` for a pattern."""
     with function(module, load_perturbed_lane, types.int64) as (
         builder, weights, offset, stride, shift, exact_shift, noise, scores, lane
     ):  # fmt: skip
-        rows = BlockRows(builder, m, weight_bytes, weights, offset, stride)
+        rows = BlockRows(builder, m, weight_type, weights, offset, stride)
         factors, exact_factors = rows.factors(shift), rows.factors(exact_shift, ir.DoubleType())
         noise, scores = (builder.bitcast(pointer, ir.IntType(32).as_pointer()) for pointer in (noise, scores))
         target = builder.gep(scores, [lane])
@@ -155,7 +155,7 @@ def define_load_perturbed_lane(module, n, m, weight_bytes):
         builder.ret(builder.zext(roots_taken, INDEX))
 
 
-def define_perturb_lanes(module, n, m, weight_bytes):
+def define_perturb_lanes(module, n, m, weight_type):
     """Generate `perturb_lanes` for a pattern."""
     with function(module, perturb_lanes, types.none) as (builder, scores, exact, noise):
         (scores,), (exact,) = vectors(builder, NARROW, scores), vectors(builder, WIDE, exact)

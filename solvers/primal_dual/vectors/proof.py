@@ -132,7 +132,7 @@ def store_masks(kernels, exact: np.ndarray, mask: np.ndarray, offsets: np.ndarra
             mask[start : start + m] = kept[i, :, lane]
 
 
-def define_proof_functions(module, n, m, weight_bytes):
+def define_proof_functions(module, n, m, weight_type):
     """Generate the functions of this file for a pattern."""
     _define_mark_lanes(module, n, m)
     _define_relax_lanes(module, m)

@@ -15,7 +15,8 @@ from numba.core import cgutils
 
 from ..numbers import LANES, LARGEST_DUAL, SCORE_BITS
 from .half_sweep import LineVectors, half_sweep, interleave
-from .native import INDEX, WEIGHT_BYTES, M, function, native, prefetch, splat, weight_type
+from .native import INDEX, M, function, native, prefetch, splat
+from .weights import magnitude_bits, weight_rows
 
 __all__ = ["define_solve_tile", "solve_tile"]
 
@@ -39,7 +40,7 @@ def solve_tile(
     kernels : ndarray of int64
         The table of the pattern.
     weights : ndarray, one axis
-        The memory of float32 or float64 weights.
+        The memory of weights of one of `weights.WEIGHT_TYPES`.
     offset, stride : int
         Where the first block starts, and how far apart the rows are.
     mask : ndarray of bool, one axis
@@ -56,8 +57,7 @@ def solve_tile(
         Bit l: the mask of block l is optimal.
     """
     m = int(kernels[M])
-    weights = weights.view(np.float32 if kernels[WEIGHT_BYTES] == 4 else np.float64)
-    rows = np.stack([np.abs(weights[offset + i * stride : offset + i * stride + LANES * m]) for i in range(m)])
+    rows = np.abs(weight_rows(kernels, weights, offset, stride, m, LANES * m))
     tile = rows.reshape(m, LANES, m).swapaxes(1, 2)
     exponent = np.frexp(tile.max(axis=(0, 1)))[1]
     usable = (exponent > LEAST_EXPONENT) & (tile.max(axis=(0, 1)) > 0)
@@ -83,14 +83,14 @@ def solve_tile(
     return solved & sum(1 << lane for lane in range(LANES) if not at_most or slack[lane] > 0)
 
 
-def define_solve_tile(module, n, m, weight_bytes):
+def define_solve_tile(module, n, m, weight_type):
     """Generate `solve_tile` for a pattern."""
     with function(module, solve_tile, types.int64) as (
         builder, weights, offset, stride, mask, mask_offset, mask_stride, u, u_offset, u_stride, v, v_offset,
         duals, at_most,
     ):  # fmt: skip
-        tile = _Tile(builder, n, m, weight_type(weight_bytes))
-        exponent = tile.load(builder.gep(builder.bitcast(weights, tile.element.as_pointer()), [offset]), stride)
+        tile = _Tile(builder, n, m, weight_type)
+        exponent = tile.load(builder.gep(builder.bitcast(weights, weight_type.stored.as_pointer()), [offset]), stride)
         settled = tile.sweep()
         tile.store_mask(builder.gep(mask, [mask_offset]), mask_stride)
         least_u, least_v = tile.least(tile.u), tile.least(tile.middles)
@@ -109,8 +109,8 @@ def define_solve_tile(module, n, m, weight_bytes):
 class _Tile:
     """LANES blocks side by side as M * M vectors with a block in every lane, in LLVM."""
 
-    def __init__(self, builder, n, m, element):
-        self.builder, self.m, self.element = builder, m, element
+    def __init__(self, builder, n, m, weight_type):
+        self.builder, self.m, self.weight_type = builder, m, weight_type
         self.lines = LineVectors(builder, n, m)
         self.vector = self.lines.vector
         zero = self.lines.constant(0)
@@ -126,10 +126,9 @@ class _Tile:
     def load(self, start, stride):
         """Load, scale and round the scores; return the exponents of the largest."""
         builder, m = self.builder, self.m
-        integer, mantissa, bias = (
-            (ir.IntType(32), 23, 126) if self.element == ir.FloatType() else (INDEX, 52, 1022)
-        )  # fmt: skip
-        floats, integers = (ir.VectorType(kind, LANES) for kind in (self.element, integer))
+        integer, weight_type = self.weight_type.integer, self.weight_type
+        mantissa, bias = (52, 1022) if integer == INDEX else (23, 126)
+        floats, integers = (ir.VectorType(kind, LANES) for kind in (weight_type.real, integer))
 
         def constant(value):
             return ir.Constant(integers, [value] * LANES)
@@ -138,14 +137,11 @@ class _Tile:
         for i in range(m):
             place = builder.gep(start, [builder.mul(stride, stride.type(i))])
             ahead = builder.mul(stride, stride.type(i + m))
-            for line in range(0, LANES * m, 64 * 8 // integer.width):
+            for line in range(0, LANES * m, 64 // weight_type.size):
                 prefetch(builder, start, builder.add(ahead, INDEX(line)))
-            wide = ir.VectorType(integer, LANES * m)
-            row = builder.load(builder.bitcast(place, wide.as_pointer()))
-            row.align = 4
+            row = magnitude_bits(builder, weight_type, place, LANES * m)
             for j in range(m):
-                bits = self.shuffle(row, ir.Constant(wide, ir.Undefined), [lane * m + j for lane in range(LANES)])
-                bits = builder.and_(bits, constant((1 << (integer.width - 1)) - 1))
+                bits = self.shuffle(row, ir.Constant(row.type, ir.Undefined), [lane * m + j for lane in range(LANES)])
                 largest = self.lines.extreme("max", largest, bits)
                 entries.append(bits)
         exponent = builder.sub(builder.ashr(largest, constant(mantissa)), constant(bias))
