@@ -137,6 +137,17 @@ def test_every_dtype_and_layout_is_read_where_it_lies(dtype):
     assert weights.tobytes() == frozen.tobytes()
 
 
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_every_finite_half_is_read_exactly(dtype):
+    halves = np.arange(1 << 16, dtype=np.uint16).view(dtype)
+    halves = halves[np.isfinite(halves)][None]
+    mask = np.ones(halves.shape, bool)
+    for part in np.array_split(np.arange(halves.size), 50):
+        found = prove(halves[:, part], mask[:, part], (np.zeros((1, part.size)), np.zeros((1, part.size))),
+                      tm.Pattern(1, 1), "at_most", threads=1)  # fmt: skip
+        assert found.total == found.kept == np.abs(halves[:, part].astype(np.float64)).sum()
+
+
 @pytest.mark.parametrize("outlier", [1e3, 1e6, 1e12, 1e18, 1e30])
 @pytest.mark.parametrize("scale", [1.0, 1e-9, 1e9])
 def test_an_outlier_does_not_hide_what_its_neighbours_lose(outlier, scale, constraint):
