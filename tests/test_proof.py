@@ -140,7 +140,8 @@ def test_every_dtype_and_layout_is_read_where_it_lies(dtype):
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_every_finite_half_is_read_exactly(dtype):
     halves = np.arange(1 << 16, dtype=np.uint16).view(dtype)
-    halves = halves[np.isfinite(halves)][None]
+    with np.errstate(invalid="ignore"):  # signalling NaNs of bfloat16
+        halves = halves[np.isfinite(halves)][None]
     mask, duals = np.ones(halves.shape, bool), (np.zeros(halves.shape), np.zeros(halves.shape))
     found = [prove(w, mask, duals, tm.Pattern(1, 1), "at_most", threads=1) for w in (halves, halves.astype(float))]
     assert found[0][:6] == found[1][:6]
