@@ -21,8 +21,9 @@ from .errors import (
     TransmaskError,
     UnsupportedPatternError,
 )
-from .masks import nm_mask, solve, transposable_mask
+from .masks import solve, transposable_mask
 from .pattern import Pattern
+from .plain_mask import nm_mask
 from .result import MaskResult, Status
 from .sad_tracker import SADTracker
 from .solvers import choose_solver, list_solvers

@@ -18,8 +18,9 @@ from .checkpoint import open_checkpoint, select_tensors
 from .data import DIGITS
 from .data.digits import load_held_out, load_network, predict
 from .errors import InvalidArgumentError
-from .masks import nm_mask, solve, transposable_mask
+from .masks import solve, transposable_mask
 from .pattern import Constraint, Pattern, PatternLike
+from .plain_mask import nm_mask
 
 __all__ = ["Demo", "DemoRow", "draw_block"]
 

@@ -8,12 +8,13 @@ import time
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ._arguments import as_axes, as_axis, as_weights, matrix_view
+from ._arguments import as_axes, as_weights, matrix_view
 from ._typing import Array
-from .blocks import Duals, block_grid, empty_duals, score_dtype
+from .blocks import Duals, block_grid, empty_duals
 from .certificate import certify_matrices
 from .errors import InvalidArgumentError, InvalidTypeError
 from .pattern import Constraint, Pattern, PatternLike, as_constraint
+from .plain_mask import nm_mask
 from .result import MaskResult
 from .solvers import Solver, as_solver
 from .solving import naming, refuse_masks, solve_matrices
@@ -234,54 +235,3 @@ def _start_duals(
                 f"`start` must be a result for the same {name}, got {had} where the weights have {has}. Leave it out."
             )
     return np.array(start.u, np.float64), np.array(start.v, np.float64)
-
-
-def nm_mask(weights: ArrayLike, pattern: PatternLike, *, axis: int = -1) -> NDArray[np.bool_]:
-    """Keep the N largest magnitudes of every M consecutive entries: the plain, one-sided N:M mask.
-
-    Its transpose holds no pattern. It is what `transposable_mask` is compared with: no transposable mask of the same
-    pattern keeps more.
-
-    Parameters
-    ----------
-    weights : array_like, at least 2 axes
-        Finite real numbers of any dtype; not modified.
-    pattern : Pattern, str or tuple of two int
-        N entries kept of every M.
-    axis : int, default -1
-        The axis along which entries are grouped. Its last group may be shorter than M; it keeps at most N.
-
-    Returns
-    -------
-    ndarray of bool, the shape of `weights`
-        True = kept. Among equal magnitudes the earlier one is kept.
-
-    Raises
-    ------
-    InvalidTypeError, InvalidArgumentError
-        As `transposable_mask`.
-
-    References
-    ----------
-    Zhou et al. 2021, "Learning N:M Fine-grained Structured Sparse Neural Networks From Scratch", section 3.
-
-    Examples
-    --------
-    >>> nm_mask([[3.0, -4.0, 1.0, 2.0]], "2:4")
-    array([[ True,  True, False, False]])
-    """
-    array, chosen = as_weights(weights), Pattern.of(pattern)
-    axis = as_axis(axis, array.ndim)
-    lines = np.moveaxis(array, axis, -1)
-    length = lines.shape[-1]
-    m = max(1, min(chosen.m, length))  # one short group needs no room for a long one
-    groups = -(-length // m)
-    scores = np.full((*lines.shape[:-1], groups * m), -1.0, score_dtype(array.dtype))
-    scores[..., :length] = lines
-    np.abs(scores[..., :length], out=scores[..., :length])
-    scores = scores.reshape(*lines.shape[:-1], groups, m)
-    order = np.argsort(-scores, axis=-1, kind="stable")
-    kept = np.zeros(scores.shape, np.bool_)
-    np.put_along_axis(kept, order[..., : chosen.n], True, axis=-1)
-    flat = kept.reshape(*lines.shape[:-1], groups * m)[..., :length]
-    return np.ascontiguousarray(np.moveaxis(flat, -1, axis))

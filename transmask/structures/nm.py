@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from .._arguments import as_axes, as_axis, as_axis_pair
 from ..blocks import Array
 from ..check import check_mask
-from ..masks import nm_mask, transposable_mask
+from ..masks import transposable_mask
 from ..pattern import Constraint, Pattern, as_constraint
+from ..plain_mask import nm_mask
 from .counting import asymptotic_log2, count_matrices, is_countable, measured_error_log2
 from .mask_count import Binomial, Estimate, Factor, Integer, MaskCount
 from .structure import Structure

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from .._arguments import as_weights, matrix_view
 from ..blocks import Array, empty_duals
 from ..errors import InvalidArgumentError
-from ..masks import nm_mask
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
+from ..plain_mask import nm_mask
 from ..solvers import Solver, as_solver
 from ..solving import check_solver, solve_matrices
 from ..threads import resolve_threads
