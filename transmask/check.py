@@ -92,45 +92,42 @@ def check_mask(
     kept, chosen, limit = as_mask(mask), Pattern.of(pattern), as_constraint(constraint)
     matrix_axes = as_axes(axes, kept.ndim)
     matrices = matrix_view(kept, matrix_axes)
-    row_counts, row_bad = _violations(matrices, chosen, limit)
-    column_counts, column_bad = _violations(matrices.swapaxes(-2, -1), chosen, limit)
-    if row_bad.any():
-        first = _describe(row_counts, row_bad, matrices.shape, chosen, ("row", "columns"))
-    elif column_bad.any():
-        first = _describe(column_counts, column_bad, matrices.swapaxes(-2, -1).shape, chosen, ("column", "rows"))
-    else:
-        first = ""
+    row_groups, row_violations, row_offender = _violations(matrices, chosen, limit, ("row", "columns"))
+    column_groups, column_violations, column_offender = _violations(
+        matrices.swapaxes(-2, -1), chosen, limit, ("column", "rows")
+    )
     return MaskReport(
         pattern=chosen,
         constraint=limit,
-        row_groups=row_bad.size,
-        row_violations=int(np.count_nonzero(row_bad)),
-        column_groups=column_bad.size,
-        column_violations=int(np.count_nonzero(column_bad)),
+        row_groups=row_groups,
+        row_violations=row_violations,
+        column_groups=column_groups,
+        column_violations=column_violations,
         kept=int(np.count_nonzero(kept)),
         size=kept.size,
-        first_offender=first,
+        first_offender=row_offender or column_offender,
     )
 
 
 def _violations(
-    matrices: NDArray[np.bool_], pattern: Pattern, constraint: Constraint
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Count the kept entries of the groups along the last axis, and tell which groups break the pattern."""
+    matrices: NDArray[np.bool_], pattern: Pattern, constraint: Constraint, words: tuple[str, str]
+) -> tuple[int, int, str]:
+    """Count the groups along the last axis and those that break the pattern; name the first of these in words."""
     rows, columns = matrices.shape[-2:]
     if columns == 0:
-        empty = (*matrices.shape[:-1], 0)
-        return np.zeros(empty, np.int64), np.zeros(empty, np.bool_)
-    counts = np.add.reduceat(matrices, np.arange(0, columns, pattern.m), axis=-1, dtype=np.int64)
+        return 0, 0, ""
+    smallest = np.uint8 if pattern.m <= np.iinfo(np.uint8).max else np.int64  # a quarter of the mask at M = 4
+    counts = np.add.reduceat(matrices, np.arange(0, columns, pattern.m), axis=-1, dtype=smallest)
     bad = counts > pattern.n
     if constraint == "exactly":
         whole_rows, whole_groups = rows - rows % pattern.m, columns // pattern.m
         bad[..., :whole_rows, :whole_groups] |= counts[..., :whole_rows, :whole_groups] < pattern.n
-    return counts, bad
+    n_bad = int(np.count_nonzero(bad))
+    return bad.size, n_bad, _describe(counts, bad, matrices.shape, pattern, words) if n_bad else ""
 
 
 def _describe(
-    counts: NDArray[np.int64],
+    counts: NDArray[np.integer],
     bad: NDArray[np.bool_],
     shape: tuple[int, ...],
     pattern: Pattern,

@@ -19,6 +19,9 @@ from .selection import matching_names, select_tensors
 
 __all__ = ["CheckPlan", "CheckedTensor", "check_checkpoint", "plan_check"]
 
+_STRETCH = 1 << 22
+"""Entries that are read at a time."""
+
 
 @dataclass(frozen=True, slots=True)
 class CheckedTensor:
@@ -70,13 +73,19 @@ class CheckPlan:
 
     def check(self, name: str) -> CheckedTensor:
         """Read one tensor and check it."""
-        if self.masks is None:
-            with np.errstate(invalid="ignore"):  # a NaN is not zero either
-                mask: NDArray[np.bool_] = self.checkpoint.read(self.tensors[name]) != 0
-        else:
-            mask = self.masks[name]
+        mask = self._nonzero(self.tensors[name]) if self.masks is None else self.masks[name]
         report = check_mask(mask, self.pattern, constraint=self.constraint, axes=self.axes[name])
         return CheckedTensor(name, mask.shape, self.axes[name], report)
+
+    def _nonzero(self, tensor: TensorInfo) -> NDArray[np.bool_]:
+        """Tell which entries of a tensor are not zero, without holding all of them."""
+        mask, start = np.empty(tensor.size, np.bool_), 0
+        sizes = [min(_STRETCH, tensor.size - first) for first in range(0, tensor.size, _STRETCH)]
+        for entries in self.checkpoint.stretches(tensor, sizes):
+            with np.errstate(invalid="ignore"):  # a NaN is not zero either
+                np.not_equal(entries, 0, out=mask[start : start + entries.size])
+            start += entries.size
+        return mask.reshape(tensor.shape)
 
 
 def plan_check(
