@@ -19,18 +19,19 @@ README = Path(__file__).parents[1] / "README.md"
 def solver_table() -> str:
     """Return the built-in solvers as a table, and what "auto" stands for."""
     lines = [
-        '| `solver=` | proven for "at_most" | constraints | largest M | runs on | published in |',
+        '| `solver=` | proven for "at_most" | constraints | patterns | runs on | published in |',
         "|---|---|---|---|---|---|",
     ]
     for info in TABLE.values():
         constraints = ", ".join(f'"{constraint}"' for constraint in info.constraints)
-        cells = (f"`{info.name}`", info.guarantee, constraints, str(info.max_m or "any"), info.needs, info.reference)
+        cells = (f"`{info.name}`", info.guarantee, constraints, info.limits, info.needs, info.reference)
         lines.append(f"| {' | '.join(cells)} |")
+    notes = [f"* `{info.name}`: {info.note}" for info in TABLE.values() if info.note]
     chosen: dict[str, list[str]] = {}
     for pattern in ("2:4", "4:8", "8:16", "16:32"):
         chosen.setdefault(choose_solver(pattern), []).append(pattern)
     picks = "; ".join(f"`{solver}` for {', '.join(patterns)}" for solver, patterns in chosen.items())
-    return "\n".join([*lines, "", f'`solver="auto"`, the default, is exact. It picks {picks}.'])
+    return "\n".join([*lines, "", *notes, "", f'`solver="auto"`, the default, is exact. It picks {picks}.'])
 
 
 def block_picture() -> str:

@@ -43,7 +43,7 @@ SOLVERS = {
     "`primal_dual`, exact, from the duals of the last refresh": PrimalDual(),
     "`primal_dual`, exact, from nothing": ColdPrimalDual(),
     "`greedy`": "greedy",
-    "`two_approximation` (the paper's algorithm 1)": "two_approximation",
+    "`two_approximation` (the paper's algorithm 1, completed)": "two_approximation",
     "`min_cost_flow`, exact": "min_cost_flow",
 }
 

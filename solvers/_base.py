@@ -75,16 +75,10 @@ class Solver(ABC):
         ------
         UnsupportedPatternError
         """
-        if constraint not in self.info.constraints:
+        refusal = self.info.refusal(pattern, constraint)
+        if refusal is not None:
             raise UnsupportedPatternError(
-                f"`solver` {self.info.name!r} must be given the constraint "
-                f"{' or '.join(map(repr, self.info.constraints))}, got {constraint!r}. "
-                f"{self._alternatives(pattern, constraint)}"
-            )
-        if self.info.max_m is not None and pattern.m > self.info.max_m:
-            raise UnsupportedPatternError(
-                f"`solver` {self.info.name!r} must be given a pattern with M of at most {self.info.max_m}, "
-                f"got {str(pattern)!r}. {self._alternatives(pattern, constraint)}"
+                f"`solver` {self.info.name!r} must be given {refusal}. {self._alternatives(pattern, constraint)}"
             )
 
     def _alternatives(self, pattern: Pattern, constraint: Constraint) -> str:

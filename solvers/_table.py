@@ -38,6 +38,10 @@ class SolverInfo:
         The package that does the work.
     reference : str
         Where the method was published.
+    max_masks : int or None, default None
+        Largest number of masks that a block may have under the constraint, None if there is no limit.
+    note : str, default ""
+        What else tells its masks from those of other solvers, as a sentence.
 
     Raises
     ------
@@ -52,6 +56,8 @@ class SolverInfo:
     max_m: int | None
     needs: str
     reference: str
+    max_masks: int | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         for field in ("name", "class_name", "needs", "reference"):
@@ -66,8 +72,47 @@ class SolverInfo:
             as_constraint(constraint)
         if not self.name.isidentifier():
             raise InvalidArgumentError(f"`name` must be an identifier, got {self.name!r}. For example 'my_solver'.")
-        if self.max_m is not None:
-            object.__setattr__(self, "max_m", as_integer(self.max_m, argument="max_m", least=1))
+        if not isinstance(self.note, str):
+            raise InvalidTypeError(f"`note` must be a str, got {self.note!r}.")
+        for field in ("max_m", "max_masks"):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, as_integer(getattr(self, field), argument=field, least=1))
+
+    @property
+    def limits(self) -> str:
+        """The patterns it takes, as text: "any M", "M <= 64", also with the number of masks a block may have."""
+        masks = f", up to {self.max_masks:,} masks a block" if self.max_masks else ""
+        return f"M <= {self.max_m}{masks}" if self.max_m else f"any M{masks}"
+
+    def refusal(self, pattern: Pattern, constraint: Constraint) -> str | None:
+        """Say what `solver` must be given where this row rules a pattern out; None if it does not.
+
+        Examples
+        --------
+        >>> TABLE["enumeration"].refusal(Pattern(3, 6), "exactly")
+        "a pattern with at most 100000 masks a block, got '3:6' 'exactly' with 297200"
+        """
+        if constraint not in self.constraints:
+            return f"the constraint {' or '.join(map(repr, self.constraints))}, got {constraint!r}"
+        if self.max_m is not None and pattern.m > self.max_m:
+            return f"a pattern with M of at most {self.max_m}, got {str(pattern)!r}"
+        if self.max_masks is not None:
+            found = _count_masks(pattern, constraint)
+            if found is None or found > self.max_masks:
+                more = "more" if found is None else found
+                return (
+                    f"a pattern with at most {self.max_masks} masks a block, "
+                    f"got {str(pattern)!r} {constraint!r} with {more}"
+                )
+        return None
+
+
+def _count_masks(pattern: Pattern, constraint: Constraint) -> int | None:
+    """Count the masks of a block; None if they are too many to count."""
+    from ..structures.counting import count_matrices, is_countable  # it imports the solvers
+
+    n, m = pattern.n, pattern.m
+    return count_matrices(m, m, n, constraint) if is_countable(m, m, n, constraint) else None
 
 
 BOTH: tuple[Constraint, ...] = ("exactly", "at_most")
@@ -81,7 +126,9 @@ TABLE = {
         ),
         SolverInfo(
             "enumeration", "Enumeration", "exact", BOTH, 8, "numpy",
-            "Hu et al. 2024, Accelerating Transformer Pre-training with 2:4 Sparsity, section 5.1",
+            "Hu et al. 2024, Accelerating Transformer Pre-training with 2:4 Sparsity, section 5.1", max_masks=100_000,
+            note='Takes every pattern with M <= 4; "exactly" also M = 5, 1:6, 2:6, 4:6, 5:6, 1:7, 6:7, 1:8 and 7:8, '
+            '"at_most" also 1:5 and 1:6.',
         ),
         SolverInfo(
             "min_cost_flow", "MinCostFlow", "exact", BOTH, None, "ortools",
@@ -98,10 +145,17 @@ TABLE = {
         SolverInfo(
             "greedy", "Greedy", "kept >= 1/2 optimum", BOTH, None, "numba",
             "Avis 1983, A survey of heuristics for the weighted matching problem; Hubara et al. 2021, published code",
+            note="Its masks also prune <= 2 x optimum.",
         ),
         SolverInfo(
             "two_approximation", "TwoApproximation", "pruned <= 2 x optimum", BOTH, None, "numba",
-            "Hubara et al. 2021, Accelerated Sparse Neural Training, 2-approximation algorithm",
+            "Hubara et al. 2021, Accelerated Sparse Neural Training, algorithm 1, completed",
+            note="The published masks, filled up: always the masks of `greedy`, so kept >= 1/2 optimum as well.",
+        ),
+        SolverInfo(
+            "mutual_top_n", "MutualTopN", "pruned <= 2 x optimum", ("at_most",), None, "numba",
+            "Hubara et al. 2021, Accelerated Sparse Neural Training, algorithm 1 as published",
+            note="The published 2-approximation, not filled up: no factor holds for what it keeps.",
         ),
         SolverInfo(
             "entropic", "Entropic", "none", BOTH, None, "numba",
@@ -125,5 +179,5 @@ def exact_solvers(pattern: Pattern, constraint: Constraint) -> list[str]:
     return [
         info.name
         for info in TABLE.values()
-        if info.guarantee == "exact" and constraint in info.constraints and pattern.m <= (info.max_m or pattern.m)
+        if info.guarantee == "exact" and info.refusal(pattern, constraint) is None
     ]

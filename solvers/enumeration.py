@@ -13,8 +13,9 @@ Cost
     (number of masks) * M^2 multiplications and as many comparisons a block: 0.2 us at 2:4 "exactly", 5 us at 2:4
     "at_most", 60 us at 3:4 "at_most", whose 41503 masks are the most that M = 4 has. Up to 32 MB a thread.
 When not to use it
-    On a whole model: primal_dual is faster. With more than about 10^4 masks so is min_cost_flow, and more than 10^5
-    are refused: 3:6 has 297200.
+    On a whole model: primal_dual is faster. With more than about 10^4 masks so is min_cost_flow, and patterns with more
+    than 10^5 masks are refused. That leaves M <= 4; for "exactly" also M = 5, 1:6, 2:6 (67950 masks), 4:6, 5:6, 1:7,
+    6:7, 1:8 and 7:8, for "at_most" also 1:5 and 1:6. 3:6 has 297200 masks, 2:8 more than 10^8.
 
 References
 ----------
@@ -25,20 +26,19 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import combinations
-from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..blocks import Array
-from ..errors import UnsupportedPatternError
 from ..pattern import Constraint, Pattern
 from ._base import Solver, scale_blocks
 from ._table import TABLE
 
 __all__ = ["Enumeration"]
 
-MAX_MASKS = 100_000
+MAX_MASKS = TABLE["enumeration"].max_masks or 0
+"""How many masks a block may have; `Solver.check` counts them."""
 
 _VALUES = 1 << 22
 """Values in one product, 32 MB. With a quarter of it 1:8 takes twice as long: BLAS copies all masks every time."""
@@ -57,15 +57,6 @@ class Enumeration(Solver):
     info = TABLE["enumeration"]
     chunk_entries = 1 << 13  # 512 blocks of 4 x 4: their values under 90 masks are 368 KB and stay in the L2 cache
 
-    def check(self, pattern: Pattern, constraint: Constraint) -> None:
-        """Raise UnsupportedPatternError if the pattern has more than 10^5 masks."""
-        super().check(pattern, constraint)
-        if feasible_masks(pattern, constraint) is None:
-            raise UnsupportedPatternError(
-                f"`solver` 'enumeration' must be given a pattern with at most {MAX_MASKS} masks a block, got "
-                f"{str(pattern)!r} {constraint!r}. {self._alternatives(pattern, constraint)}"
-            )
-
     def solve_scores(self, scores: Array, pattern: Pattern, constraint: Constraint) -> NDArray[np.bool_]:
         """Solve a batch of blocks; see `Solver.solve_scores`."""
         columns = _mask_columns(pattern, constraint)
@@ -80,21 +71,22 @@ class Enumeration(Solver):
 
 
 @lru_cache(maxsize=8)
-def feasible_masks(pattern: Pattern, constraint: Constraint) -> NDArray[np.bool_] | None:
-    """List the masks of one block, in lexicographic order with True first, or None if there are more than 10^5.
+def feasible_masks(pattern: Pattern, constraint: Constraint) -> NDArray[np.bool_]:
+    """List the masks of one block, in lexicographic order with True first.
 
     They are built row by row. Every list of first rows that no column rules out can be completed (by total
-    unimodularity, as the average of what is left to each column is feasible), so there are at least as many masks as
-    such lists, and it is safe to stop as soon as the lists are too many.
+    unimodularity, as the average of what is left to each column is feasible), so there are never more such lists than
+    masks.
 
     Parameters
     ----------
     pattern : Pattern
+        With no more masks than fit in memory: one that `Enumeration.check` passed.
     constraint : {"exactly", "at_most"}
 
     Returns
     -------
-    ndarray of bool, shape (count, M, M), or None
+    ndarray of bool, shape (count, M, M)
 
     Examples
     --------
@@ -103,13 +95,11 @@ def feasible_masks(pattern: Pattern, constraint: Constraint) -> NDArray[np.bool_
     """
     n, m = pattern.n, pattern.m
     sizes = [n] if constraint == "exactly" else range(n + 1)
-    if sum(comb(m, size) for size in sizes) ** max(1, min(n, m - n)) > MAX_MASKS:
-        return None  # the first min(n, m - n) rows are free
     rows = np.array([np.isin(range(m), chosen) for size in sizes for chosen in combinations(range(m), size)])
     rows = rows[np.lexsort(~rows.T[::-1])]
     lists = np.zeros((1, 0, m), np.bool_)
     for rows_left in range(m - 1, -1, -1):
-        parts, count = [], 0
+        parts = []
         for part in np.array_split(lists, -(-len(lists) * len(rows) // MAX_MASKS)):
             longer = np.concatenate(
                 [np.repeat(part, len(rows), axis=0), np.tile(rows, (len(part), 1))[:, None, :]], axis=1
@@ -117,16 +107,12 @@ def feasible_masks(pattern: Pattern, constraint: Constraint) -> NDArray[np.bool_
             sums = longer.sum(axis=1)
             feasible = sums <= n if constraint == "at_most" else (sums <= n) & (sums + rows_left >= n)
             parts.append(longer[feasible.all(axis=1)])
-            count += len(parts[-1])
-            if count > MAX_MASKS:
-                return None
         lists = np.concatenate(parts)
     return lists
 
 
 @lru_cache(maxsize=8)
 def _mask_columns(pattern: Pattern, constraint: Constraint) -> NDArray[np.float64]:
-    """Return the masks of a pattern that `Enumeration.check` passed as the columns of a (M * M, count) matrix."""
+    """Return the masks of a pattern as the columns of a (M * M, count) matrix."""
     masks = feasible_masks(pattern, constraint)
-    assert masks is not None
     return masks.reshape(len(masks), -1).T.astype(np.float64, order="C")

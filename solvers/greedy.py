@@ -10,7 +10,8 @@ Guarantee
     "at_most": kept >= 1/2 of the optimum. An entry of an optimal mask that is not kept met a full row or a full column,
     where all N entries are at least as heavy. A line has no more such entries than it has kept ones outside of the
     optimal mask. So each of these pays for one in its row and one in its column, and every other kept one for itself.
-    Also pruned <= 2 x the optimum's, because the mask contains the published one of `two_approximation`.
+    Also pruned <= 2 x the optimum's, because the mask contains that of `mutual_top_n`, of which this is proven. It is
+    always the mask of `two_approximation`.
     "exactly": swaps may lose weight. With 2 of 3 kept of [[1, 1, 0], [1, 1, 0], [0, 0, 0]], all four ones are kept
     before the swaps and three after them, which is the optimum. It is proven that a swap loses at most one part in
     M - N + 1 of what is kept; it is not proven that half of the optimum is left after all swaps. The search for a

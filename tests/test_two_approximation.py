@@ -1,4 +1,4 @@
-"""What is special to two_approximation: the published walk, its factor on the pruned weight, what completion makes."""
+"""What is special to two_approximation: its factor on the pruned weight, and what completion makes."""
 
 from fractions import Fraction
 
@@ -13,36 +13,6 @@ from transmask.solvers.greedy import greedy_masks
 from transmask.solvers.two_approximation import published_masks
 
 PATTERNS = [(1, 2), (1, 3), (2, 3), (2, 4), (3, 5), (3, 7), (4, 8), (7, 8), (8, 16)]
-
-
-def light_to_heavy(scores, n):
-    """The published walk: prune while the row or the column still has fewer than M - N pruned entries."""
-    m = len(scores)
-    kept = np.ones((m, m), bool)
-    order = sorted(range(m * m), key=lambda index: (scores.flat[index], -index))
-    for index in order:
-        row, column = divmod(index, m)
-        if (~kept[row]).sum() < m - n or (~kept[:, column]).sum() < m - n:
-            kept[row, column] = False
-    return kept
-
-
-@pytest.mark.parametrize(("n", "m"), PATTERNS)
-@pytest.mark.parametrize("family", families.FAMILIES)
-def test_ranks_give_what_the_published_walk_gives(family, n, m):
-    scores = family(np.random.default_rng(m), 3, m).astype(np.float64)
-    for block, mask in zip(scores, published_masks(scores, n), strict=True):
-        assert np.array_equal(mask, light_to_heavy(block, n))
-
-
-@pytest.mark.parametrize(
-    ("n", "m"), [*(pytest.param(n, 64, marks=pytest.mark.compiled) for n in (3, 63)), (3, 65), (60, 65)]
-)
-def test_the_largest_ranked_blocks_and_the_smallest_sorted_ones(n, m):
-    rng = np.random.default_rng(m)
-    for family in (families.gaussian_float32, families.int4):
-        scores = family(rng, 1, m).astype(np.float32)
-        assert np.array_equal(published_masks(scores, n)[0], light_to_heavy(scores[0], n))
 
 
 def pruned(scores, mask):

@@ -136,12 +136,25 @@ def _row(worker: Solver, blocks: Array, pattern: str, constraint: str, threads: 
     }
 
 
+def _notes(names: list[str]) -> list[str]:
+    """Say what tells the masks of approximations from each other."""
+    from ..solvers import list_solvers
+
+    infos = [info for info in list_solvers() if info.name in names and info.guarantee != "exact"]
+    return [f"{info.name}: {info.note}" for info in infos if info.note]
+
+
 def _print_report(report: dict[str, Any]) -> None:
     """Print the table, and what it was measured on."""
     print_table([row | {"gap": gap(row["gap"], row["unproven_blocks"])} for row in report["solvers"]], COLUMNS)
     if report["left_out"]:
         print_line()
         print_table(report["left_out"], LEFT_OUT)
+    notes = _notes([row["solver"] for row in report["solvers"]])
+    if notes:
+        print_line()
+        for note in notes:
+            print_line(note)
     print_line()
     rule = f"{report['pattern']} {report['constraint'].replace('_', ' ')}"
     print_line(f"{rule}, on {count(report['blocks'])} of {count(report['blocks_in_file'])} blocks of {report['file']}")

@@ -74,8 +74,9 @@ def _run(
     """Measure solver after solver; one that was not asked for by name may refuse, and its reason is reported."""
     from ..solvers import list_solvers
 
-    chosen = names or [info.name for info in list_solvers() if info.name not in ONE_CALL_A_BLOCK]
-    runs = [(name, constraint) for constraint in CONSTRAINTS for name in dict.fromkeys(chosen)]
+    answers = {info.name: info.constraints for info in list_solvers()}
+    chosen = dict.fromkeys(names or [name for name in answers if name not in ONE_CALL_A_BLOCK])
+    runs = [(name, limit) for limit in CONSTRAINTS for name in chosen if limit in answers.get(name, CONSTRAINTS)]
     rows, left_out = [asdict(network.plain())], []
     with TensorProgress(len(runs) * network.n_weights, len(runs)) as progress:
         for name, constraint in runs:

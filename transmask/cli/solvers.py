@@ -15,18 +15,21 @@ COLUMNS = (
     Column("name", "solver"),
     Column("guarantee", "guarantee"),
     Column("constraints", "constraints", ", ".join),
-    Column("max_m", "largest M", lambda limit: "any" if limit is None else str(limit), right=True),
+    Column("limits", "patterns"),
     Column("needs", "runs on"),
 )
 REFERENCES = (Column("name", "solver"), Column("reference", "published in"))
+NOTES = (Column("name", "solver"), Column("note", "note"))
 
 
 def solvers(*, as_json: JsonOption = False) -> None:
     """List the solvers: what they guarantee, what they take, where they were published."""
-    rows = [asdict(info) for info in list_solvers()]
+    infos = list_solvers()
+    rows = [asdict(info) for info in infos]
     if as_json:
         print_json([{key: row[key] for key in row if key != "class_name"} for row in rows])
         return
-    print_table(rows, COLUMNS)
-    print_line()
-    print_table(rows, REFERENCES)
+    print_table([row | {"limits": info.limits} for row, info in zip(rows, infos, strict=True)], COLUMNS)
+    for columns in (REFERENCES, NOTES):
+        print_line()
+        print_table([row for row in rows if row[columns[1].key]], columns)
