@@ -177,7 +177,5 @@ def exact_solvers(pattern: Pattern, constraint: Constraint) -> list[str]:
     ['primal_dual', 'min_cost_flow', 'network_simplex', 'milp']
     """
     return [
-        info.name
-        for info in TABLE.values()
-        if info.guarantee == "exact" and info.refusal(pattern, constraint) is None
+        info.name for info in TABLE.values() if info.guarantee == "exact" and info.refusal(pattern, constraint) is None
     ]

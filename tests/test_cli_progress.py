@@ -1,14 +1,17 @@
 """What is shown while a checkpoint is worked on: lines in a pipe, a bar on a terminal, a word about compiling."""
 
 import io
+import os
 import re
+import shutil
+import subprocess
+import sys
 
 import numba
+import numpy as np
 import pytest
 
-from transmask.cli._progress import TensorProgress
-from transmask.solvers.enumeration import Enumeration
-from transmask.solvers.greedy import Greedy
+from transmask.cli._progress import TensorProgress, compiling_note
 
 pytestmark = pytest.mark.surface
 
@@ -69,24 +72,72 @@ def test_a_bar_on_a_terminal(monkeypatch):
 
 
 @pytest.mark.compiled
-@pytest.mark.parametrize(("solvers", "said"), [([Enumeration()], 0), ([Enumeration(), Greedy()], 1)])
-def test_compiling_is_told_once(capsys, solvers, said):
-    with TensorProgress(1, 1, solvers) as progress:
+@pytest.mark.parametrize(("purpose", "said"), [("8:16", 1), ("", 0)])
+def test_a_terminal_is_told_once_that_something_compiles(monkeypatch, purpose, said):
+    terminal = on_a_terminal(monkeypatch)
+    with TensorProgress(1, 1, compiling=purpose) as progress:
         progress.begin("w")
         compile_something()
         compile_something()
-    assert capsys.readouterr().err.splitlines() == ["compiling the solver, once for all runs"] * said
+    assert terminal.plain().count("compiling for 8:16, ") == said
+    told = len(terminal.getvalue())
     compile_something()  # nobody listens any more
-    assert capsys.readouterr().err == ""
+    assert len(terminal.getvalue()) == told
+
+
+@pytest.mark.compiled
+def test_a_pipe_is_not_told(capsys):
+    with TensorProgress(1, 1, compiling="8:16") as progress:
+        progress.begin("w")
+        compile_something()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_note_says_where_the_code_is_kept(monkeypatch):
+    monkeypatch.setattr("transmask.cli._progress.cache_folder", lambda: "/some/[b]folder")
+    assert compiling_note("8:16") == "compiling for 8:16, once: kept below /some/[b]folder"
+    monkeypatch.setattr("transmask.cli._progress.cache_folder", lambda: None)
+    assert "again next time: set NUMBA_CACHE_DIR" in compiling_note("8:16")
 
 
 @pytest.mark.compiled
 def test_the_bar_shows_the_tensor_again_when_all_is_compiled(monkeypatch):
     on_a_terminal(monkeypatch)
-    with TensorProgress(1, 1, [Greedy()]) as progress:
+    with TensorProgress(1, 1, compiling="8:16") as progress:
         progress.begin("some.weight")
         shown = []
         progress._show = shown.append
         compile_something()
-    notice = "compiling the solver, once for all runs"
-    assert shown == [notice, notice, notice, "some.weight"]
+    assert shown == ["compiling", "compiling", "compiling", "some.weight"]
+
+
+TERMINAL = """
+import os, pty, sys
+sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
+"""
+
+
+def pruned(tmp_path, *options, terminal):
+    """Prune a matrix with a cache of its own; return what a user sees."""
+    np.savez(tmp_path / "m.npz", w=np.ones((65, 65), np.float32))  # too large for primal_dual: the proof alone compiles
+    arguments = ["prune", "m.npz", "-p", "1:65", "--solver", "min_cost_flow", "-o", "new.npz", *options]
+    command = [sys.executable, "-m", "transmask", *arguments]
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "TERM": "xterm", "COLUMNS": "200"}
+    command = [sys.executable, "-c", TERMINAL, *command] if terminal else command
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+def test_a_first_run_says_so_on_a_terminal_alone(tmp_path):
+    """In processes of their own: the first compiles in a pipe, the second on a terminal, the third has its code."""
+    assert "compiling" not in pruned(tmp_path, terminal=False)
+    shutil.rmtree(tmp_path / "cache")
+    assert pruned(tmp_path, terminal=True).count(f"compiling for 1:65, once: kept below {tmp_path / 'cache'}") == 1
+    assert "compiling" not in pruned(tmp_path, terminal=True)
+    shutil.rmtree(tmp_path / "cache")
+    assert "compiling" not in pruned(tmp_path, "--json", terminal=True)

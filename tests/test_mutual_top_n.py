@@ -1,7 +1,6 @@
-"""What is special to mutual_top_n: it is the published walk, its factor is tight enough to matter, and what it loses."""
+"""What is special to mutual_top_n: it is the published walk, and it keeps less than what completes it."""
 
 import families
-import naive
 import numpy as np
 import pytest
 

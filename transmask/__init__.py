@@ -11,6 +11,7 @@ if not os.path.isdir(os.path.join(__path__[0], "solvers")):
 
 from .certificate import Certificate, certify
 from .check import MaskReport, check_mask
+from .compilation import Precompiled, precompile
 from .divergence import LayerDivergence, PackedMask, sparse_architecture_divergence
 from .errors import (
     CheckpointError,
@@ -55,6 +56,7 @@ __all__ = [  # noqa: RUF022, plain alphabetical order
     "NM",
     "PackedMask",
     "Pattern",
+    "Precompiled",
     "Product",
     "SADTracker",
     "SolverError",
@@ -71,6 +73,7 @@ __all__ = [  # noqa: RUF022, plain alphabetical order
     "list_solvers",
     "mask_diversity",
     "nm_mask",
+    "precompile",
     "solve",
     "sparse_architecture_divergence",
     "transposable_mask",

@@ -23,7 +23,7 @@ from typing import Any
 import numba
 from numba.core.caching import FunctionCache
 
-__all__ = ["bare_kernel", "inlined_kernel", "inner_kernel", "kernel", "source_stamp"]
+__all__ = ["bare_kernel", "cache_folders", "inlined_kernel", "inner_kernel", "kernel", "source_stamp"]
 
 
 class BestEffortCache(FunctionCache):
@@ -37,6 +37,7 @@ class BestEffortCache(FunctionCache):
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._cache_file._source_stamp = source_stamp(function)
+        _CACHES.append(self)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the compiled code for a signature, or None if there is none that can be read."""
@@ -51,6 +52,14 @@ class BestEffortCache(FunctionCache):
             super().save_overload(sig, data)
         except Exception:
             self.disable()
+
+
+_CACHES: list[BestEffortCache] = []
+
+
+def cache_folders() -> list[str]:
+    """List the folders in which the compiled code of the kernels that are loaded is kept."""
+    return sorted({str(cache.cache_path) for cache in _CACHES if cache._enabled})
 
 
 def source_stamp(function: Callable[..., Any]) -> str:

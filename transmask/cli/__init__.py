@@ -32,6 +32,7 @@ from .check import check
 from .compare import compare
 from .demo import demo
 from .diversity import diversity
+from .precompile import precompile
 from .prune import prune
 from .sad import sad
 from .solvers import solvers
@@ -53,6 +54,7 @@ app.command("diversity")(diversity)
 app.command("sad")(sad)
 app.command("solvers")(solvers)
 app.command("demo")(demo)
+app.command("precompile")(precompile)
 
 
 def _show_version(wanted: bool) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from ..compilation import cache_folder, while_compiling
 from ..shown import shown
 from ._output import print_note
 
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
     from rich.console import ConsoleOptions
     from rich.progress import Progress, Task
 
-    from ..solvers import Solver
-
-__all__ = ["TensorProgress"]
+__all__ = ["TensorProgress", "compiling_note"]
 
 
 class TensorProgress:
@@ -30,27 +29,27 @@ class TensorProgress:
         Number of weights in all tensors.
     n_tensors : int
         Number of tensors.
-    solvers : iterable of Solver
-        The solvers at work, to report when one of them is being compiled.
+    compiling : str, default ""
+        What compiling is for, such as "8:16", to be said on a terminal once while it lasts; "" says nothing.
     """
 
-    def __init__(self, n_weights: int, n_tensors: int, solvers: Iterable[Solver] = ()) -> None:
+    def __init__(self, n_weights: int, n_tensors: int, *, compiling: str = "") -> None:
         self._n_weights = n_weights
         self._n_tensors = n_tensors
         self._n_done = 0
         self._n_weights_done = 0
         self._began = time.perf_counter()
         self._name = ""
-        self._compiles = any(solver.info.needs == "numba" for solver in solvers)
+        self._compiling_for = compiling
         self._listening = ExitStack()
         self._said = False
         self._n_compiling = 0
         self._bar = _bar() if sys.stderr.isatty() else None
 
     def __enter__(self) -> TensorProgress:
-        if self._compiles:
-            self._listening.enter_context(_listening_to_numba(self._compiling))
         if self._bar is not None:
+            if self._compiling_for:
+                self._listening.enter_context(while_compiling(self._compiling))
             self._bar.start()
             self._task = self._bar.add_task("", total=self._n_weights, tensor="", rate="")
         return self
@@ -68,13 +67,12 @@ class TensorProgress:
         self._show(self._name)
 
     def _compiling(self, begins: bool) -> None:
-        """Report that the solver is being compiled, which happens in the first run on a machine."""
-        notice = "compiling the solver, once for all runs"
+        """Say that kernels are being compiled, which happens in the first run on a machine."""
         self._n_compiling += 1 if begins else -1  # compiling one function compiles those that it calls
-        self._show(notice if self._n_compiling else self._name)
-        if not self._said and self._bar is None:
-            print_note(notice)
-        self._said = True
+        self._show("compiling" if self._n_compiling else self._name)
+        if not self._said and self._bar is not None:
+            self._said = True
+            self._bar.console.print(compiling_note(self._compiling_for), markup=False, highlight=False, soft_wrap=True)
 
     def _show(self, text: str) -> None:
         """Show `text` in the bar, if there is one."""
@@ -92,20 +90,11 @@ class TensorProgress:
             print_note(f"[{self._n_done}/{self._n_tensors}] {name}: {outcome}")
 
 
-@contextmanager
-def _listening_to_numba(tell: Callable[[bool], None]) -> Iterator[None]:
-    """Report when numba starts (True) and stops (False) compiling; code cached on disk is not compiled."""
-    from numba.core import event
-
-    class Compilation(event.Listener):
-        def on_start(self, event: object) -> None:
-            tell(True)
-
-        def on_end(self, event: object) -> None:
-            tell(False)
-
-    with event.install_listener("numba:compile", Compilation()):
-        yield
+def compiling_note(purpose: str) -> str:
+    """Say that something compiles, and where the code will be."""
+    folder = cache_folder()
+    kept = f"once: kept below {folder}" if folder else "and again next time: set NUMBA_CACHE_DIR to a folder to keep it"
+    return f"compiling for {purpose}, {kept}"
 
 
 def _bar() -> Progress:

@@ -66,7 +66,8 @@ def compare(
     workers, left_out = _workers(solver, plan.pattern, plan.constraint)
     blocks, n_all = sample_blocks(plan, sample)
     rows = []
-    with TensorProgress(blocks.size * len(workers), len(workers), workers) as progress:
+    purpose = "" if as_json else str(plan.pattern)
+    with TensorProgress(blocks.size * len(workers), len(workers), compiling=purpose) as progress:
         for worker in workers:
             progress.begin(worker.info.name)
             try:

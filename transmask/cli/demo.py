@@ -50,7 +50,7 @@ def demo(
     from ..demo import Demo
 
     network = Demo(pattern)
-    rows, left_out = _run(network, solver, threads)
+    rows, left_out = _run(network, solver, threads, compiling="" if as_json else str(network.pattern))
     report = {
         "pattern": str(network.pattern),
         "checkpoint": str(DIGITS),
@@ -69,7 +69,7 @@ def demo(
 
 
 def _run(
-    network: Demo, names: list[str] | None, threads: int | None
+    network: Demo, names: list[str] | None, threads: int | None, *, compiling: str
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Measure solver after solver; one that was not asked for by name may refuse, and its reason is reported."""
     from ..solvers import list_solvers
@@ -78,7 +78,7 @@ def _run(
     chosen = dict.fromkeys(names or [name for name in answers if name not in ONE_CALL_A_BLOCK])
     runs = [(name, limit) for limit in CONSTRAINTS for name in chosen if limit in answers.get(name, CONSTRAINTS)]
     rows, left_out = [asdict(network.plain())], []
-    with TensorProgress(len(runs) * network.n_weights, len(runs)) as progress:
+    with TensorProgress(len(runs) * network.n_weights, len(runs), compiling=compiling) as progress:
         for name, constraint in runs:
             label = f"{name}, {constraint}"
             progress.begin(label)

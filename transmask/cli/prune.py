@@ -99,7 +99,8 @@ def prune(
     if dry_run:
         plan.check_outputs(output, masks=masks, apply=apply)
     else:
-        with TensorProgress(plan.n_weights, len(plan.axes), [plan.solver]) as progress:
+        purpose = "" if as_json else str(plan.pattern)
+        with TensorProgress(plan.n_weights, len(plan.axes), compiling=purpose) as progress:
             outcomes = prune_checkpoint(
                 plan, output, masks=masks, apply=apply, threads=n_threads, progress=_shown_on(progress)
             )
