@@ -23,7 +23,8 @@ Cost
     2 M comparisons of scores an entry, then rounds of a few operations on bytes an entry until the last of 64 blocks is
     done, more of them for larger M. M * M operations a swap. Blocks with M above 64 are sorted.
 When not to use it
-    Where "auto" will do, which is exact, and for M up to 64 faster as well; ``python -m benchmarks.solvers`` compares.
+    Where "auto" will do, which is exact, and for M up to 64 faster as well, except on matrices below about 100 x 100;
+    ``python -m benchmarks.solvers`` compares.
 
 References: Avis 1983, "A survey of heuristics for the weighted matching problem"; Gale and Shapley 1962, "College
 admissions and the stability of marriage"; Hubara et al. 2021, "Accelerated Sparse Neural Training", published code.
