@@ -51,7 +51,7 @@ def readme_section(report: dict[str, Any]) -> str:
             table([{k: v for k, v in row.items() if k not in ("blocks", "rounds")} for row in report["layers"]]),
         ]
     parts += [
-        _where_others_are_faster(rows, report.get("layers", [])),
+        _where_others_are_faster(rows, report.get("layers", []), shape),
         _sampled(rows),
         table([_shown(row) for row in rows]),
         f"Made by `{COMMAND}`, which also shows how time grows, ties and warm starts.",
@@ -86,27 +86,29 @@ def _sampled(rows: Rows) -> str:
     return text
 
 
-def _where_others_are_faster(rows: Rows, layers: Rows) -> str:
+def _where_others_are_faster(rows: Rows, layers: Rows, shape: str) -> str:
     """Say where another solver, or numpy's plain mask, takes less time than ours for the mask alone."""
-    found: dict[tuple[str, str], list[tuple[str, float]]] = {}
-    for row in rows:
-        if row["contender"] in {PLAIN, *TABLE} - {OURS} and row["time / ours"] < 1:
-            found.setdefault((row["contender"], "the large matrix"), []).append((row["pattern"], row["time / ours"]))
+    patterns: dict[str, list[str]] = {}
+    faster: dict[str, dict[str, list[str]]] = {}
+    times = [(row["contender"], shape, row["pattern"], row["time / ours"]) for row in rows]
     for row in layers:
-        for name in ("greedy", PLAIN):
-            share = row[f"{name}, us"] / row[f"{OURS}, us"]
-            if share < 1:
-                found.setdefault((name, row["weights"]), []).append((row["pattern"], share))
-    if not found:
+        for name in (OURS, "greedy", PLAIN):
+            times.append((name, row["weights"], row["pattern"], row[f"{name}, us"] / row[f"{OURS}, us"]))
+    for name, where, pattern, share in times:
+        if name == OURS:
+            patterns.setdefault(where, []).append(pattern)
+        elif share < 1 and name in {PLAIN, *TABLE}:
+            faster.setdefault(name, {}).setdefault(where, []).append(pattern)
+    if not faster:
         return "In none of these measurements was another solver, or numpy's plain mask, faster than `primal_dual`."
-    cases = [f"{_called(name)} on {where} ({_listed(shares)})" for (name, where), shares in found.items()]
-    start = "`primal_dual` is not the fastest everywhere. In parts of its time, without its proof: "
-    return f"{start}{'; '.join(cases)}."
+    cases = []
+    for name, places in faster.items():
+        who = "Numpy's plain mask, which is not transposable," if name == PLAIN else f"`{name}`"
+        at = (f"{where} at {_all_or(found, patterns[where])}" for where, found in places.items())
+        cases.append(f"{who} takes less time on {'; '.join(at)}")
+    return f"`primal_dual` is not the fastest everywhere, its proof aside. {'. '.join(cases)}."
 
 
-def _called(name: str) -> str:
-    return "numpy's plain mask" if name == PLAIN else f"`{name}`"
-
-
-def _listed(shares: Sequence[tuple[str, float]]) -> str:
-    return ", ".join(f"{share:.2f} at {pattern}" for pattern, share in shares)
+def _all_or(some: Sequence[str], every: Sequence[str]) -> str:
+    """Name some of the patterns."""
+    return "every pattern" if len(some) == len(every) > 1 else ", ".join(some)
