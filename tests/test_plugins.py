@@ -342,6 +342,8 @@ def test_neither_auto_nor_alternatives_are_of_another_package(monkeypatch):
         ("name", "a b", "`name` must be an identifier, got 'a b'"),
         ("max_m", True, "`max_m` must be an integer, got True"),
         ("max_m", 0, "`max_m` must be at least 1, got 0"),
+        ("max_masks", 0, "`max_masks` must be at least 1, got 0"),
+        ("note", None, "`note` must be a str, got None"),
     ],
 )
 def test_a_malformed_row_fails_where_it_is_written(field, value, message):
