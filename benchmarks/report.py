@@ -39,8 +39,8 @@ def readme_section(report: dict[str, Any]) -> str:
     shape = " x ".join(map(str, report["shape"]))
     parts = [
         f"Best of {report['rounds']} interleaved rounds on a {shape} Gaussian matrix, float32 unless the row says "
-        f"otherwise ({described}). *numpy argpartition* makes the plain, one-sided N:M mask of ready magnitudes: where it "
-        "is divided by ours, above 1 is faster than numpy.",
+        f"otherwise ({described}). *numpy argpartition* makes the plain, one-sided N:M mask of ready magnitudes: where "
+        "it is divided by ours, above 1 is faster than numpy.",
         table(ratios(rows)),
     ]
     if report.get("layers"):

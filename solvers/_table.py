@@ -85,7 +85,17 @@ class SolverInfo:
         return f"M <= {self.max_m}{masks}" if self.max_m else f"any M{masks}"
 
     def refusal(self, pattern: Pattern, constraint: Constraint) -> str | None:
-        """Say what `solver` must be given where this row rules a pattern out; None if it does not.
+        """Say what the solver must be given, and what it is given, where this row rules a pattern out.
+
+        Parameters
+        ----------
+        pattern : Pattern
+        constraint : {"exactly", "at_most"}
+
+        Returns
+        -------
+        str or None
+            The end of an error message; None if nothing in the row speaks against the pattern.
 
         Examples
         --------

@@ -228,6 +228,7 @@ def test_compare_leaves_out_what_cannot_and_draws(model):
     )
     assert re.search(r"^left out +reason$", done.stdout, re.MULTILINE)
     assert re.search(r"^enumeration +`solver` 'enumeration' must be given a pattern", done.stdout, re.MULTILINE)
+    assert "\nmutual_top_n: The published 2-approximation, not filled up: " in done.stdout
     assert "4:8 at most, on 3 of 13 blocks of m.safetensors\nwrote plot.svg\n" in done.stdout
     assert "</svg>" in (model / "plot.svg").read_text()
 
@@ -298,6 +299,8 @@ def fails(capsys, folder, arguments, monkeypatch):
         (["prune", "m.safetensors", "-p", "2:4"], "`--output` must be given. To write the masks alone, use --masks"),
         (["prune", "m.safetensors", "-o", "new.safetensors"], "Missing option '--pattern'"),
         (["prune", "-p", "2:4"], "Missing argument 'MODEL'"),
+        (["precompile", "4:2"], "did you mean '2:4'?"),
+        (["precompile", "2:4", "--dtype", "float33"], "`dtypes` must hold dtypes of weights, got 'float33'."),
         (["prune", "gone.safetensors", "-o", "new.safetensors", "-p", "2:4"], "gone.safetensors: No such file"),
         (["prune", "m.safetensors", "-o", "m.safetensors", "-p", "2:4"], "`output` must not be the input"),
         (["prune", "m.safetensors", "-o", "gone/new.safetensors", "-p", "2:4"], "must be in a folder that exists"),

@@ -66,6 +66,9 @@ def test_nothing_is_compiled_after_that(tmp_path):
         "dtypes": ["float32", "bfloat16", "float16"],
         "folder": str(tmp_path / "cache"),
     }
+    said = run(tmp_path, "-m", "transmask", "precompile", "2:4", "--dtype", "float16").splitlines()
+    assert said[0].startswith("2:4 for float16: ready after ")
+    assert said[1:] == [f"kept below {tmp_path / 'cache'}"]
     before = sorted((tmp_path / "cache").rglob("*.nb?"))
     assert json.loads(run(tmp_path, "-c", LATER)) == [0, True]
     assert sorted((tmp_path / "cache").rglob("*.nb?")) == before

@@ -1,9 +1,9 @@
 """Compile ahead of the first call, and tell who waits that something compiles.
 
 numba compiles a kernel when it is first called with a new type of weights, which takes seconds, and keeps the code on
-disk: in the folder that the environment variable NUMBA_CACHE_DIR names; else beside the installed package; else, where
-that cannot be written, in the user's cache folder (``~/.cache/numba`` on Linux). The code belongs to one version of the
-package, of numba and of the processor: compile on the kind of machine that will use it.
+disk: in the folder that the environment variable NUMBA_CACHE_DIR names; else in the installed package itself; else,
+where that cannot be written, in the user's cache folder (``~/.cache/numba`` on Linux). The code belongs to one version
+of the package, installed at one path, of numba and of the processor.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ def precompile(
     """Compile what masks of some patterns need, so that no later call in any process waits for it.
 
     For images of containers, and for clusters whose processes share a folder: set the environment variable
-    NUMBA_CACHE_DIR to a folder that later processes can read, and call this once. It runs `solve` under both
-    constraints, also from a former result, `certify` and `nm_mask` on small matrices.
+    NUMBA_CACHE_DIR to a folder that later processes can read, and call this once, on the kind of processor that will
+    use the code, with the package at the path where it will be. It runs `solve` under both constraints, also from a
+    former result, `certify` and `nm_mask` on small matrices.
 
     Parameters
     ----------

@@ -25,15 +25,15 @@ def precompile(
     dtype: Annotated[
         list[str] | None,
         typer.Option(
-            "--dtype", metavar="NAME", help="Of the weights; may be repeated. Default: what checkpoints hold."
+            "--dtype", metavar="NAME", help="Of the weights; may be repeated. Default: float32, bfloat16 and float16."
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compile what masks of some patterns need, so that no later run waits for it.
 
-    The code is kept in the folder that NUMBA_CACHE_DIR names, else beside the installed package or, where that cannot
-    be written, in the user's cache folder.
+    The code is kept in the folder that NUMBA_CACHE_DIR names, else in the installed package or, where that cannot be
+    written, in the user's cache folder. It belongs to one kind of processor, and to the package at one path.
     """
     from ..compilation import precompile
 
