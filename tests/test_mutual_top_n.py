@@ -53,6 +53,7 @@ def test_exactly_is_refused_with_solvers_that_take_it():
         tm.transposable_mask(np.ones((4, 4)), "2:4", solver="mutual_top_n")
 
 
+@pytest.mark.compiled
 def test_what_it_loses_on_gaussian_weights():
     """Every exact mask loses nothing, greedy less than the published masks; wider blocks lose less."""
     weights = np.random.default_rng(0).standard_normal((512, 512), np.float32)
