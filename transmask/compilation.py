@@ -22,8 +22,9 @@ from ._arguments import as_weights
 from ._typing import Array
 from .certificate import certify
 from .errors import InvalidArgumentError, InvalidTypeError, UnsupportedPatternError
-from .masks import nm_mask, solve
+from .masks import solve
 from .pattern import CONSTRAINTS, Constraint, Pattern, PatternLike
+from .plain_mask import nm_mask
 from .solvers import Solver, as_solver
 
 __all__ = ["Precompiled", "cache_folder", "precompile", "while_compiling"]
