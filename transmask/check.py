@@ -117,7 +117,7 @@ def _violations(
     if columns == 0:
         return 0, 0, ""
     smallest = np.uint8 if pattern.m <= np.iinfo(np.uint8).max else np.int64  # a quarter of the mask at M = 4
-    counts = np.add.reduceat(matrices, np.arange(0, columns, pattern.m), axis=-1, dtype=smallest)
+    counts = np.add.reduceat(matrices.view(np.uint8), np.arange(0, columns, pattern.m), axis=-1, dtype=smallest)
     bad = counts > pattern.n
     if constraint == "exactly":
         whole_rows, whole_groups = rows - rows % pattern.m, columns // pattern.m

@@ -114,8 +114,8 @@ def as_mask(mask: ArrayLike, *, argument: str = "mask") -> NDArray[np.bool_]:
         raise InvalidTypeError(f"`{argument}` must be bool, got dtype {array.dtype}. True means kept.")
     if array.ndim < 2:
         raise InvalidArgumentError(f"`{argument}` must have at least 2 axes, got shape {array.shape}.")
-    if array.dtype == np.bool_:
-        return array
+    if array.dtype == np.bool_:  # memory that became a bool array by a view may hold other bytes than 0 and 1
+        return array if array.view(np.uint8).max(initial=0) <= 1 else array.view(np.uint8) != 0
     kept: NDArray[np.bool_] = array == 1
     other = ~(kept | (array == 0))
     if other.any():

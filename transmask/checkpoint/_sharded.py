@@ -7,6 +7,7 @@ reader loads it depends on the reader. Other files of the folder are not part of
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..blocks import Array
@@ -110,6 +111,10 @@ class ShardedCheckpoint(Checkpoint):
     def read(self, tensor: TensorInfo) -> Array:
         """Read one tensor; see `Checkpoint.read`."""
         return self._home[tensor.name].read(tensor)
+
+    def stretches(self, tensor: TensorInfo, sizes: Iterable[int]) -> Iterator[Array]:
+        """Read one tensor stretch by stretch; see `Checkpoint.stretches`."""
+        return self._home[tensor.name].stretches(tensor, sizes)
 
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write shards and index into the folder `target`; see `Checkpoint.rewrite`."""

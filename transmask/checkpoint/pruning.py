@@ -6,9 +6,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,19 +147,24 @@ def prune_checkpoint(
     return run.outcomes
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Some entries of a tensor, and what came of them."""
+class _Sums(NamedTuple):
+    """What is added up over the pieces of a tensor; see `PrunedTensor`."""
 
-    tensor: TensorInfo
-    entries: Array
-    mask: NDArray[np.bool_] | None
     kept: float
     total: float
     upper_bound: float
     unproven: int
     n_blocks: int
     seconds: float
+
+
+class _Piece(NamedTuple):
+    """Pruned entries of a tensor and their mask, as far as they are to be written."""
+
+    tensor: TensorInfo
+    entries: Array | None
+    mask: NDArray[np.bool_] | None
+    sums: _Sums
 
 
 class _Run:
@@ -194,18 +199,20 @@ class _Run:
         with self.staging.unrelated():
             self.progress(tensor, None)
         packer = None if self.masks is None else MaskPacker(self.masks)
-        pieces = []
+        sums = []
         for _ in self._shapes(tensor):
             with self.staging.unrelated():  # the command line tells its progress while a solver is compiled, too
                 piece = next(self._pieces)
             assert piece.tensor is tensor
             if packer is not None and piece.mask is not None:
                 packer.write(piece.mask)
-            yield piece.entries
-            pieces.append(replace(piece, entries=piece.entries[:0], mask=None))
+            if piece.entries is not None:
+                yield piece.entries
+            sums.append(piece.sums)
+            del piece  # before the next is waited for
         if packer is not None:
             packer.finish()
-        self.outcomes.append(_outcome(tensor, self.axes[tensor.name], pieces))
+        self.outcomes.append(_outcome(tensor, self.axes[tensor.name], sums))
         with self.staging.unrelated():
             self.progress(tensor, self.outcomes[-1])
 
@@ -252,18 +259,13 @@ class _Run:
             np.copyto(weights, 0, where=~result.mask)
         return _Piece(
             tensor,
-            weights.reshape(-1) if self.apply else weights.reshape(-1)[:0],
-            result.mask.reshape(-1) if self.masks is not None else None,
-            result.kept,
-            result.total,
-            result.upper_bound,
-            result.unproven,
-            result.n_blocks,
-            result.seconds,
+            weights.reshape(-1) if self.apply else None,
+            result.mask if self.masks is not None else None,
+            _Sums(*(getattr(result, name) for name in _Sums._fields)),
         )
 
 
-def _outcome(tensor: TensorInfo, axes: tuple[int, int], pieces: list[_Piece]) -> PrunedTensor:
+def _outcome(tensor: TensorInfo, axes: tuple[int, int], pieces: list[_Sums]) -> PrunedTensor:
     """Add up the pieces of a tensor."""
     kept, total, bound, seconds = (
         math.fsum(getattr(piece, name) for piece in pieces) for name in ("kept", "total", "upper_bound", "seconds")
