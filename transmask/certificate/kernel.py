@@ -66,18 +66,9 @@ def prove_matrices(weights, mask, u, v, n, m, at_most, sums):
             if top == 0 or bottom - top < m:
                 _set_floors(floors, block_floors, m, at_most or bottom - top < m)
             _make_valid(column_duals, floors)
-            kept[:] = 0.0
-            distance[:] = 0.0
-            counts[:] = 0
-            for i in range(top, bottom):
-                _make_valid(u[k, i], block_floors)
-                _spread(u[k, i], m, row_duals)
-                _count(mask[k, i], m, row_counts)
-                _judge(weights[k, i], mask[k, i], row_duals, column_duals, total, kept, distance, counts)
-                for b in range(across):
-                    if row_counts[b] != n:
-                        sums[BROKEN] += row_counts[b] > n or block_floors[b] < 0.0
-                        distance[b * m] += u[k, i, b] * max(0, n - row_counts[b])
+            block_row = weights[k, top:bottom], mask[k, top:bottom], u[k, top:bottom]
+            columns_of = total, kept, distance, counts
+            _judge_rows(*block_row, column_duals, n, m, block_floors, row_duals, row_counts, *columns_of, sums)
             unlike, apart = _sum_up(kept, all_kept, counts, n, distance)
             for j in range(columns if unlike else 0):
                 sums[BROKEN] += counts[j] > n or (counts[j] < n and floors[j] < 0.0)
@@ -99,6 +90,25 @@ def prove_matrices(weights, mask, u, v, n, m, at_most, sums):
     for j in range(columns):
         sums[KEPT] += all_kept[j]
         sums[TOTAL] += total[j]
+
+
+@inner_kernel
+def _judge_rows(
+    weights, mask, u, column_duals, n, m, floors, row_duals, row_counts, total, kept, distance, counts, sums
+):
+    """Sum up the entries of a block row by column, and what its rows lack; here no reference to an array is counted."""
+    kept[:] = 0.0
+    distance[:] = 0.0
+    counts[:] = 0
+    for i in range(len(weights)):
+        _make_valid(u[i], floors)
+        _spread(u[i], m, row_duals)
+        _count(mask[i], m, row_counts)
+        _judge(weights[i], mask[i], row_duals, column_duals, total, kept, distance, counts)
+        for b in range(len(row_counts)):
+            if row_counts[b] != n:
+                sums[BROKEN] += row_counts[b] > n or floors[b] < 0.0
+                distance[b * m] += u[i, b] * max(0, n - row_counts[b])
 
 
 @inner_kernel
