@@ -94,11 +94,14 @@ def test_edges_and_broken_lines(shape, n, m, constraint):
     assert bool(found.broken) != bool(tm.check_mask(mask, (n, m), constraint=constraint))
 
 
-@pytest.mark.parametrize(("n", "m"), [(250, 256), (130, 256), (256, 264), (300, 512), (240, 248)])
+@pytest.mark.compiled
+@pytest.mark.parametrize(("n", "m"), [(250, 256), (130, 256), (256, 264), (2039, 2040), (2047, 2048)])
 def test_lines_that_keep_more_than_a_byte_holds(n, m):
+    """Every row keeps N of M, or one fewer."""
     shift = (np.arange(m) - np.arange(m)[:, None]) % m
-    assert compare(np.ones((m, m)), shift < n, np.zeros((m, 1)), np.zeros((1, m)), n, m, "exactly").broken == 0
-    assert compare(np.ones((m, m)), shift < n - 1, np.zeros((m, 1)), np.zeros((1, m)), n, m, "exactly").broken == 2 * m
+    for kept, broken in ((n, 0), (n - 1, 2 * m)):
+        duals = np.zeros((m, 1)), np.zeros((1, m))
+        assert prove(np.ones((m, m)), shift < kept, duals, tm.Pattern(n, m), "exactly", threads=1).broken == broken
 
 
 def test_chunks_change_nothing(monkeypatch, constraint):

@@ -27,7 +27,9 @@ KEPT, DISTANCE, TOTAL, WORST_GAP, BROKEN, UNPROVEN, NEAR = range(7)
 """Where the sums of `prove_matrices` stand."""
 SUMS = 7
 
-LARGEST_BYTE_SUM = 255
+LARGEST_BYTE_SUM = 8 * 255
+BYTES, PAIRS, HALF = np.uint64(0x00FF00FF00FF00FF), np.uint64(0x0000FFFF0000FFFF), np.uint64(0xFFFFFFFF)
+"""Every other byte, pair of bytes and half of a word."""
 
 
 @kernel
@@ -159,9 +161,9 @@ def _count(mask, m, counts):
     """Count what a row keeps in each block: where M allows, four or eight entries at a time, as bytes of a word."""
     whole = len(mask) // m
     if m == 4:
-        _count_words(mask[: whole * m].view(np.uint32), 1, np.uint64(0x01010101), 24, counts)
+        _count_words(mask[: whole * m].view(np.uint32), 1, counts)
     elif m % 8 == 0 and m <= LARGEST_BYTE_SUM:
-        _count_words(mask[: whole * m].view(np.uint64), m // 8, np.uint64(0x0101010101010101), 56, counts)
+        _count_words(mask[: whole * m].view(np.uint64), m // 8, counts)
     else:
         for b in range(whole):
             counts[b] = 0
@@ -174,13 +176,15 @@ def _count(mask, m, counts):
 
 
 @inner_kernel
-def _count_words(words, per_block, ones, shift, counts):
-    """Add up the bytes of the words of each block: multiplied by `ones`, a word has their sum in its highest byte."""
+def _count_words(words, per_block, counts):
+    """Add up the bytes of the words of each block, and then the halves of their sum three times."""
     for b in range(len(words) // per_block):
         total = np.uint64(words[b * per_block])
         for k in range(1, per_block):
             total += np.uint64(words[b * per_block + k])
-        counts[b] = ((total * ones) >> np.uint64(shift)) & np.uint64(255)
+        total = (total & BYTES) + ((total >> np.uint64(8)) & BYTES)
+        total = (total & PAIRS) + ((total >> np.uint64(16)) & PAIRS)
+        counts[b] = (total & HALF) + (total >> np.uint64(32))
 
 
 @inner_kernel
