@@ -1,5 +1,8 @@
 """Masks are those of version 0.1.0, bit for bit: 10,000 blocks of every family, both constraints.
 
+Where a score is less than 2**-29 of the largest of its block, the exact solver of 0.1.0 rounded it, and some of its
+masks are not optimal: tests/test_primal_dual_outliers.py.
+
 ``masks_of_0_1_0.json`` holds a digest of the scores and of the masks that 0.1.0 found for them. It is written only by
 that version: ``python tests/test_masks_of_0_1_0.py`` in an environment where it is installed.
 """
@@ -24,6 +27,7 @@ EXACT = {"2:4": 3000, "1:4": 2000, "4:8": 2500, "3:7": 1000, "8:16": 1200, "16:3
 OTHER = {"2:4": 400, "4:8": 400, "8:16": 200}
 OTHER_SOLVERS = ("greedy", "two_approximation", "entropic")
 POWERS_OF_TEN = (families.sixty_decades, families.six_hundred_decades)
+ROUNDED = (*POWERS_OF_TEN, families.below_resolution)
 COLUMNS = 20  # blocks in a row of blocks
 
 
@@ -55,7 +59,11 @@ def cases():
                 yield family, solver, constraint
 
 
-@pytest.mark.parametrize(("family", "solver", "constraint"), list(cases()))
+def cases_of_today():
+    return [case for case in cases() if case[1] != "auto" or case[0] not in ROUNDED]
+
+
+@pytest.mark.parametrize(("family", "solver", "constraint"), cases_of_today())
 def test_masks_are_those_of_0_1_0(family, solver, constraint):
     wanted = json.loads(FILE.read_text(encoding="utf-8"))[f"{family.__name__} {solver} {constraint}"]
     found = digests(family, constraint, solver)

@@ -577,7 +577,7 @@ def proven(n, m, at_most, blocks, kept):
     zeros = aligned(np.zeros(m * LANES, np.int32))
     lanes = Lanes(scores, zeros, zeros, zeros, zeros[:LANES], table)
     problem = Problem(pattern_kernels(n, m, "float64"), np.zeros(m * m, np.int32), at_most)
-    prove_lanes(problem, grid, lanes, zeros, proof, LANES)
+    prove_lanes(problem, grid, lanes, zeros, proof, LANES, 0)
     return mask.reshape(blocks.shape), u.reshape(LANES, m), v.reshape(LANES, m)
 
 

@@ -11,10 +11,12 @@ Method
     perturbed in its lane (`phase1_lanes`).
 
     Masks of perturbed blocks, and of the few that the sweeps leave, are proven or improved sixteen at a time by
-    Bellman-Ford and cycle cancelling on 53-bit integers (`phase2_proof`).
+    Bellman-Ford and cycle cancelling on 53-bit integers (`phase2_proof`). If one score is so much larger than others
+    that these are rounded to less than 24 bits, their remaining digits follow, 45 at a time (`phase2_digits`).
 Guarantee
-    Exact, whatever the sweeps do: a block is finished only with duals that prove its mask, up to rounding its scores to
-    2**-52 of the largest.
+    Exact, whatever the sweeps do: a block is finished only with duals that prove its mask. The mask is optimal in exact
+    arithmetic for float32 and whatever float32 holds, beside scores of any size. float64 is resolved to 2**-52 of the
+    largest score of its block, and exactly in a block where a positive score is below 2**-29 of the largest.
 Ties
     If the optimum of the rounded scores is unique, it is found. If a block has several optimal masks, which one is
     returned depends on the scores of this block, the pattern and the constraint alone, and is the same for any number
@@ -33,8 +35,9 @@ Cost
     the size of a selection network (8, 28, 92, 284) for sixteen blocks. On top of that the scores are read twice and
     written once into the lanes, and the mask is written. Each thread allocates 0.2 MB at 8:16 and 1.2 MB at 32:64.
     Memory comes next: prefetching the next row of blocks saves a quarter of the time at 2:4 and a tenth at 8:16.
-    Blocks whose scores tie take up to 5 times as long as Gaussian ones. After a change of the weights by 1e-3 a warm
-    start is twice as fast at 8:16 (docs/benchmark.json).
+    Blocks whose scores tie take up to 5 times as long as Gaussian ones; with the few bits of bfloat16 large blocks tie
+    often. Each 45 digits of small scores beside large ones take about as long as the proof. After a change of the
+    weights by 1e-3 a warm start is twice as fast at 8:16 (docs/benchmark.json).
 When not to use it
     For blocks of more than 64 rows no networks are generated. The very first call compiles for some seconds.
 
@@ -45,6 +48,7 @@ Where to change what
     `phase2_ties`      M <= 8: what the tiles leave
     `phase1_lanes`     M > 8: which block is in which lane, and what becomes of it: done, floored, zoomed, perturbed
     `phase2_proof`     any M: the proof of a mask, or a better one
+    `phase2_digits`    any M: the digits of small scores beside large ones
     `warm_start`       9 <= M <= 16: blocks that the duals of a former result settle at once
     `grid`             from the number of a block to where it lies in the caller's memory
     `memory`           the named tuples that kernels pass on, and what a thread works in
@@ -56,6 +60,7 @@ References
 ----------
 Hubara et al. 2021, "Accelerated Sparse Neural Training", section 3 (the min-cost-flow formulation).
 Bertsekas 1998, "Network Optimization", chapters 3 and 6 (duality, dual coordinate ascent).
+Gabow and Tarjan 1989, "Faster Scaling Algorithms for Network Problems", section 2 (digits of costs, one after another).
 Young 1954, "Iterative methods for solving partial difference equations of elliptic type" (over-relaxation).
 """
 

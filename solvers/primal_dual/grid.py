@@ -50,10 +50,12 @@ def find_block(grid, block, table, lane):
 
 
 @inner_kernel
-def write_duals(kernels, grid, u, v, centre, shift, table, lane):
-    """Write the duals u + centre and v - centre of a lane, divided by 2**shift, to the caller's memory."""
+def write_duals(kernels, grid, u, v, centre, shift, table, lane, add):
+    """Write the duals u + centre and v - centre of a lane, divided by 2**shift, to the caller's memory, or add them."""
     half = -shift // 2  # 2**-shift may overflow
     first, second = math.ldexp(1.0, int(half)), math.ldexp(1.0, int(-shift - half))
     for j in range(kernels[M]):
-        grid.u[table[U_AT, lane] + j * grid.strides[U, LINE]] = (u[j * LANES + lane] + centre) * first * second
-        grid.v[table[V_AT, lane] + j * grid.strides[V, LINE]] = (v[j * LANES + lane] - centre) * first * second
+        row, column = table[U_AT, lane] + j * grid.strides[U, LINE], table[V_AT, lane] + j * grid.strides[V, LINE]
+        u_before, v_before = (grid.u[row], grid.v[column]) if add else (0.0, 0.0)
+        grid.u[row] = u_before + (u[j * LANES + lane] + centre) * first * second
+        grid.v[column] = v_before + (v[j * LANES + lane] - centre) * first * second

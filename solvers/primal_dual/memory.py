@@ -103,11 +103,14 @@ class Proof(NamedTuple):
     Attributes
     ----------
     exact : ndarray of int64, shape (M * M * LANES,)
-        Aligned to 64 bytes, as are all but `seen`.
+        Aligned to 64 bytes, as are all before `seen`.
     sides : ndarray of int64, shape (4 * M * LANES,)
     u, v, row_from, column_from : ndarray of int64, shape ((M + 1) * LANES,)
     coarse : ndarray of int64, shape (LANES,)
     seen : ndarray of int64, shape (M + 1,)
+    magnitudes : ndarray of int64, shape (M * M,)
+    free : ndarray of int64, shape ((M + 1) * (M + 1),)
+    counts : ndarray of int64, shape (4 * (M + 1),)
     """
 
     exact: NDArray[np.int64]
@@ -118,6 +121,9 @@ class Proof(NamedTuple):
     column_from: NDArray[np.int64]
     coarse: NDArray[np.int64]
     seen: NDArray[np.int64]
+    magnitudes: NDArray[np.int64]
+    free: NDArray[np.int64]
+    counts: NDArray[np.int64]
 
 
 class Queue(NamedTuple):
@@ -172,7 +178,7 @@ class ThreadMemory:
         small = m <= LARGEST_TILE_M
         self.scratch, self.table = _scratch(m), _table()
         queued = (self.scratch, self.table) if small else (_scratch(m), _table())
-        self.queue = Queue(*queued, aligned((m * m + 8 * m + 5) * LANES + m + 1, np.int64))
+        self.queue = Queue(*queued, aligned(proof_size(m), np.int64))
         self.tile = _tile(m) if small else None
 
 
@@ -192,12 +198,20 @@ def lanes_of(scratch, table, m):
 
 @inlined_kernel
 def proof_of(memory, m):
-    """Cut (M * M + 8 * M + 5) * LANES + M + 1 entries into the arrays of `Proof`."""
+    """Cut `proof_size` entries into the arrays of `Proof`."""
     entries, lines, more = m * m * LANES, m * LANES, (m + 1) * LANES
     exact, sides, memory = memory[:entries], memory[entries : entries + 4 * lines], memory[entries + 4 * lines :]
     u, v, memory = memory[:more], memory[more : 2 * more], memory[2 * more :]
     row_from, column_from, memory = memory[:more], memory[more : 2 * more], memory[2 * more :]
-    return Proof(exact, sides, u, v, row_from, column_from, memory[:LANES], memory[LANES:])
+    coarse, seen, memory = memory[:LANES], memory[LANES : LANES + m + 1], memory[LANES + m + 1 :]
+    magnitudes, memory = memory[: m * m], memory[m * m :]
+    free, counts = memory[: (m + 1) * (m + 1)], memory[(m + 1) * (m + 1) :]
+    return Proof(exact, sides, u, v, row_from, column_from, coarse, seen, magnitudes, free, counts)
+
+
+def proof_size(m: int) -> int:
+    """Return how many int64 the arrays of `Proof` hold."""
+    return (m * m + 8 * m + 5) * LANES + m * m + (m + 1) * (m + 6)
 
 
 def aligned(entries: int, dtype: type[np.generic]) -> NDArray:

@@ -18,7 +18,9 @@ __all__ = [
     "ALL_LANES",
     "CAP",
     "COARSE_BITS",
+    "DIGIT_BITS",
     "EXACT_BITS",
+    "FAR",
     "HIDDEN",
     "LANES",
     "LARGEST_DUAL",
@@ -28,8 +30,10 @@ __all__ = [
     "NEVER",
     "NOISE_BITS",
     "PENALTY",
+    "RAISED",
     "ROOT_BITS",
     "SCORE_BITS",
+    "TINY",
     "ZOOMED_BITS",
 ]
 
@@ -52,7 +56,11 @@ HIDDEN = 1 << NOISE_BITS  # a perturbation hides scores below this
 ROOT_BITS = 147 * (1 << 23) - 127 * (1 << 20)  # added to an eighth of the bits of x in float32, gives 2**20 * x**(1/8)
 
 # Scores and duals of the proofs, int64
-EXACT_BITS = 53  # as float64 has: rounding 63 * 64 scores loses less than 1e-12 of the largest
+EXACT_BITS = 53  # as float64 has; what does not fit is looked at afterwards (`phase2_digits`)
+TINY = 1 << 24  # an exact score below has fewer bits than float32; no other float32 is ever rounded
+DIGIT_BITS = 45
+FAR = 1 << 7  # above 2 + 64, which is more than an exchange can gain by what rounding took away
+RAISED = FAR << DIGIT_BITS  # to 2**53
 COARSE_BITS = 12
 PENALTY = 1 << 48  # for each entry that a line keeps too many or too few
 NEVER = 1 << 61

@@ -227,7 +227,7 @@ def _finish(problem, grid, u, v, table, lane):
     if not sound:
         return UNSOUND
     if grid.u.size:
-        write_duals(kernels, grid, u, v, centre, table[SHIFT, lane], table, lane)
+        write_duals(kernels, grid, u, v, centre, table[SHIFT, lane], table, lane, False)
     return FINISHED
 
 
@@ -286,7 +286,7 @@ def _enqueue(queue, u, v, table, lane, m):
 def _prove_queue(problem, grid, queue):
     """Solve the blocks that wait for phase 2; lanes that are not taken get the first one."""
     kernels, table, m = problem.kernels, queue.table, problem.kernels[M]
-    waiting, taken = lanes_of(queue.scratch, table, m), table[TAKEN, 0]
+    waiting, taken, rounded = lanes_of(queue.scratch, table, m), table[TAKEN, 0], 0
     for lane in range(LANES):
         if lane >= taken:
             for row in range(STAGE + 1):
@@ -295,10 +295,11 @@ def _prove_queue(problem, grid, queue):
                 waiting.u[line * LANES + lane] = waiting.u[line * LANES]
                 waiting.v[line * LANES + lane] = waiting.v[line * LANES]
         start, stride = table[WEIGHTS_AT, lane], grid.strides[WEIGHTS, LINE]
-        load_exact_lane(kernels, grid.weights, start, stride, table[EXACT_SHIFT, lane], queue.proof, lane)
+        inexact = load_exact_lane(kernels, grid.weights, start, stride, table[EXACT_SHIFT, lane], queue.proof, lane)
+        rounded |= inexact << lane
         if table[STAGE, lane] == PERTURBED:
             _load_perturbed(problem, grid, waiting.scores, table, lane)
         else:
             load_lane(kernels, grid.weights, start, stride, table[SHIFT, lane], waiting.scores, lane)
-    prove_lanes(problem, grid, waiting, waiting.v, queue.proof, taken)
+    prove_lanes(problem, grid, waiting, waiting.v, queue.proof, taken, rounded)
     table[TAKEN, 0] = 0

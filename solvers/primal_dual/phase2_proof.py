@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from ..._jit import bare_kernel, inner_kernel
 from .grid import write_duals
-from .memory import EXACT_SHIFT, LINE, MASK, MASK_AT, proof_of
+from .memory import EXACT_SHIFT, LINE, MASK, MASK_AT, SHIFT, proof_of
 from .numbers import ALL_LANES, COARSE_BITS, LANES, NEVER, PENALTY
+from .phase2_digits import add_duals, lower_rows, next_digits
 from .vectors.native import M, N
 from .vectors.proof import mark_lanes, relax_lanes, store_masks
 
@@ -31,7 +32,7 @@ GROWING_ROUNDS = 64
 
 
 @bare_kernel
-def prove_lanes(problem, grid, lanes, column_duals, memory, taken):
+def prove_lanes(problem, grid, lanes, column_duals, memory, taken, rounded):
     """Solve the blocks of all lanes, and write the answers of the first `taken`.
 
     Parameters
@@ -45,6 +46,8 @@ def prove_lanes(problem, grid, lanes, column_duals, memory, taken):
     memory : ndarray of int64
         See `proof_of`. The first M * M * LANES entries are the exact scores. Overwritten.
     taken : int
+    rounded : int
+        Bit l: a score of lane l was rounded to less than TINY.
     """
     kernels, at_most, table = problem.kernels, problem.at_most, lanes.table
     m = kernels[M]
@@ -57,7 +60,35 @@ def prove_lanes(problem, grid, lanes, column_duals, memory, taken):
     proof.row_from[:] = -1
     proof.column_from[:] = -1
     dummies = at_most or unbalanced != 0
-    unproven, rounds = ALL_LANES, 0
+    _settle(problem, proof, dummies, ALL_LANES)
+    rounded &= (1 << taken) - 1
+    for lane in range(LANES):
+        table[SHIFT, lane] = table[EXACT_SHIFT, lane]  # of the digits that were taken
+        if rounded >> lane & 1:
+            lower_rows(problem, proof, lane)
+    for lane in range(taken if grid.u.size else 0):
+        # Small duals keep their last bits as float64; they stay sums of scores, which may be denormal
+        least = proof.u[(m if at_most else 0) * LANES + lane]
+        for line in range(1, 1 if at_most else m):
+            least = min(least, proof.u[line * LANES + lane])
+        write_duals(kernels, grid, proof.u, proof.v, -least, table[EXACT_SHIFT, lane], table, lane, False)
+    deeper = False
+    while rounded:
+        for lane in range(LANES):
+            if rounded >> lane & 1 and not next_digits(problem, grid, proof, table, lane, deeper):
+                rounded &= ~(1 << lane)
+        _settle(problem, proof, dummies, rounded)
+        for lane in range(LANES if grid.u.size else 0):
+            if rounded >> lane & 1:
+                add_duals(problem, grid, proof, table, lane)
+        deeper = True
+    store_masks(kernels, proof.exact, grid.mask, table[MASK_AT], grid.strides[MASK, LINE], (1 << taken) - 1)
+
+
+@inner_kernel
+def _settle(problem, proof, dummies, unproven):
+    """Improve the masks of the lanes whose bit is set in `unproven` until their duals prove them."""
+    kernels, m, rounds = problem.kernels, problem.kernels[M], 0
     while unproven:
         unproven &= relax_lanes(
             kernels, proof.exact, proof.sides, proof.coarse,
@@ -76,13 +107,6 @@ def prove_lanes(problem, grid, lanes, column_duals, memory, taken):
                     proof.v[line * LANES + lane] = 0
             if proof.coarse[lane] and _is_balanced(proof.sides, m, lane):
                 proof.coarse[lane] = 0
-    store_masks(kernels, proof.exact, grid.mask, table[MASK_AT], grid.strides[MASK, LINE], (1 << taken) - 1)
-    for lane in range(taken if grid.u.size else 0):
-        # Small duals keep their last bits as float64; they stay sums of scores, which may be denormal
-        least = proof.u[(m if at_most else 0) * LANES + lane]
-        for line in range(1, 1 if at_most else m):
-            least = min(least, proof.u[line * LANES + lane])
-        write_duals(kernels, grid, proof.u, proof.v, -least, table[EXACT_SHIFT, lane], table, lane)
 
 
 @inner_kernel
@@ -143,8 +167,11 @@ def _set_sides(problem, exact, sides, axis, line, lane):
     for entry in range(m):
         kept += exact[((entry * m + line) if axis else (line * m + entry)) * LANES + lane] >= 0
     place = (2 * axis * m + line) * LANES + lane
-    sides[place] = (0 if at_most else -PENALTY) if kept < n else NEVER
-    sides[place + m * LANES] = PENALTY if kept > n else 0 if at_most else -NEVER
+    removable, addable = -PENALTY, -NEVER
+    if at_most:  # 0, or what `next_digits` made of it
+        removable = addable = 0 if sides[place + m * LANES] == PENALTY else sides[place + m * LANES]
+    sides[place] = removable if kept < n else NEVER
+    sides[place + m * LANES] = PENALTY if kept > n else addable
 
 
 @inner_kernel

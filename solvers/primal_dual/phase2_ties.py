@@ -44,7 +44,8 @@ def settle_ties(problem, grid, todo, queue, limit):
         taken = min(LANES, len(todo) - first)
         for lane in range(LANES):
             find_block(grid, todo[first + min(lane, taken - 1)], table, lane)
-        load_exact_lanes(kernels, grid.weights, table[WEIGHTS_AT], grid.strides[WEIGHTS, LINE], exact, shifts)
+        stride = grid.strides[WEIGHTS, LINE]
+        rounded = load_exact_lanes(kernels, grid.weights, table[WEIGHTS_AT], stride, exact, shifts)
         lost[:] = EXACT_BITS - SCORE_BITS
         quantise_lanes(kernels, exact, lost, lanes.scores)
         lanes.u[:] = 0
@@ -59,7 +60,7 @@ def settle_ties(problem, grid, todo, queue, limit):
             quantise_lanes(kernels, exact, lost, lanes.scores)
         perturb_lanes(kernels, lanes.scores, exact, problem.noise)
         _sweep(kernels, lanes, m, limit)
-        prove_lanes(problem, grid, lanes, lanes.middles, queue.proof, taken)
+        prove_lanes(problem, grid, lanes, lanes.middles, queue.proof, taken, rounded)
 
 
 @inner_kernel

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from llvmlite import ir
 from numba.core import cgutils
 
-from ..numbers import CAP, LANES, LARGEST_DUAL
+from ..numbers import CAP, LANES, LARGEST_DUAL, TINY
 from .native import INDEX, splat
 from .weights import magnitude_bits
 
@@ -103,11 +103,18 @@ class BlockRows:
         row = self.builder.select(self.builder.fcmp_ordered("<", row, cap), row, cap)
         return self._rounded_up(row, self.integers)
 
-    def exact(self, row, factors):
-        """Scale magnitudes as float64, and round them up to int64."""
+    def doubles(self, row):
+        """Turn magnitudes into float64."""
         doubles = ir.VectorType(ir.DoubleType(), self.m)
-        row = row if self.type == doubles else self.builder.fpext(row, doubles)
-        return self._rounded_up(self._scaled(row, factors), ir.VectorType(INDEX, self.m))
+        return row if self.type == doubles else self.builder.fpext(row, doubles)
+
+    def exact(self, row, factors):
+        """Scale magnitudes as float64; return them rounded up to int64, and which are rounded to less than TINY."""
+        builder = self.builder
+        scaled = self._scaled(self.doubles(row), factors)
+        whole = self._rounded_up(scaled, ir.VectorType(INDEX, self.m))
+        rounded = builder.fcmp_ordered("!=", builder.sitofp(whole, scaled.type), scaled)
+        return whole, builder.and_(rounded, builder.icmp_signed("<", whole, ir.Constant(whole.type, [TINY] * self.m)))
 
     def _scaled(self, row, factors):
         """Multiply magnitudes by both factors; what would be less than a normal float then, and is not 0, becomes 1/2.

@@ -12,16 +12,16 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ..numbers import CAP, EXACT_BITS, LANES, SCORE_BITS
+from ..numbers import CAP, EXACT_BITS, LANES, SCORE_BITS, TINY
 from .block_rows import BlockRows
 from .lane import load_exact_lane, score_shift
-from .lane_vectors import NARROW, WIDE, constant, load, store, vectors
+from .lane_vectors import FLAGS, NARROW, WIDE, constant, load, store, vectors
 from .native import INDEX, function, native
 
 __all__ = ["define_exact_lanes", "load_exact_lanes", "quantise_lanes"]
 
 
-@native(types.none)
+@native(types.int64)
 def load_exact_lanes(
     kernels, weights: np.ndarray, offsets: np.ndarray, stride, exact: np.ndarray, shifts: np.ndarray
 ):  # fmt: skip
@@ -41,10 +41,17 @@ def load_exact_lanes(
         Written: the magnitudes of lane l times 2**shifts[l], rounded up, so that only zero becomes 0. Aligned.
     shifts : ndarray of int64, shape (LANES,)
         Written.
+
+    Returns
+    -------
+    int
+        Bit l: a score of lane l was rounded to less than TINY.
     """
+    rounded = 0
     for lane in range(LANES):
         shifts[lane] = score_shift(kernels, weights, offsets[lane], stride) + EXACT_BITS - SCORE_BITS
-        load_exact_lane(kernels, weights, offsets[lane], stride, shifts[lane], exact, lane)
+        rounded |= load_exact_lane(kernels, weights, offsets[lane], stride, shifts[lane], exact, lane) << lane
+    return rounded
 
 
 @native(types.none)
@@ -76,16 +83,14 @@ DOUBLES = ir.VectorType(ir.DoubleType(), LANES)
 
 
 def _define_load_exact_lanes(module, m, weight_type):
-    with function(module, load_exact_lanes, types.none) as (builder, weights, offsets, stride, exact, shifts):
+    with function(module, load_exact_lanes, types.int64) as (builder, weights, offsets, stride, exact, shifts):
         offsets, entries = (builder.bitcast(pointer, INDEX.as_pointer()) for pointer in (offsets, exact))
-        wide_row = ir.VectorType(ir.DoubleType(), m)
         with cgutils.for_range(builder, INDEX(LANES)) as lane:
             offset = builder.load(builder.gep(offsets, [lane.index]))
             rows = BlockRows(builder, m, weight_type, weights, offset, stride)
             target = builder.gep(builder.bitcast(entries, ir.DoubleType().as_pointer()), [lane.index])
             with rows.loop() as (index, row):
-                row = row if row.type == wide_row else builder.fpext(row, wide_row)
-                rows.scatter(row, builder.gep(target, [builder.mul(index, INDEX(m * LANES))]))
+                rows.scatter(rows.doubles(row), builder.gep(target, [builder.mul(index, INDEX(m * LANES))]))
         (exact,), (shifts,) = vectors(builder, WIDE, exact), vectors(builder, WIDE, shifts)
         as_doubles = builder.bitcast(exact, DOUBLES.as_pointer())
 
@@ -111,13 +116,18 @@ def _define_load_exact_lanes(module, m, weight_type):
         least = builder.fdiv(real(0.5), builder.fmul(*factors))
         kinds = ir.FunctionType(DOUBLES, [DOUBLES])
         ceil = cgutils.get_or_insert_function(module, kinds, f"llvm.ceil.v{LANES}f64")
+        rounded = cgutils.alloca_once_value(builder, ir.Constant(FLAGS, [0] * LANES))
         with cgutils.for_range(builder, INDEX(m * m)) as entry:
             score = load(builder, as_doubles, entry.index)
             raised = builder.select(builder.fcmp_ordered("<", score, least), least, score)
             score = builder.select(builder.fcmp_ordered(">", score, real(0.0)), raised, real(0.0))
-            score = builder.call(ceil, [builder.fmul(builder.fmul(score, factors[0]), factors[1])])
-            store(builder, builder.fptosi(score, WIDE), exact, entry.index)
-        builder.ret_void()
+            scaled = builder.fmul(builder.fmul(score, factors[0]), factors[1])
+            whole = builder.call(ceil, [scaled])
+            store(builder, builder.fptosi(whole, WIDE), exact, entry.index)
+            changed = builder.fcmp_ordered("!=", whole, scaled)
+            changed = builder.and_(changed, builder.fcmp_ordered("<", whole, real(float(TINY))))
+            builder.store(builder.or_(builder.load(rounded), changed), rounded)
+        builder.ret(builder.zext(builder.bitcast(builder.load(rounded), ir.IntType(LANES)), INDEX))
 
 
 def _define_quantise_lanes(module, m):

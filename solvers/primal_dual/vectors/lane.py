@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from ..numbers import CAP, LANES, LARGEST_DUAL, SCORE_BITS
+from ..numbers import CAP, LANES, LARGEST_DUAL, SCORE_BITS, TINY
 from .block_rows import BlockRows
 from .native import INDEX, M, function, native, prefetch
 from .weights import weight_rows
@@ -94,7 +94,7 @@ def load_duals(kernels, duals: np.ndarray, offset, stride, shift, lane_duals: np
     lane_duals[lane::LANES] = clamped_duals(scaled)
 
 
-@native(types.none)
+@native(types.int64)
 def load_exact_lane(kernels, weights: np.ndarray, offset, stride, shift, scores: np.ndarray, lane):
     """Load the exact scores of a block into a lane.
 
@@ -106,9 +106,16 @@ def load_exact_lane(kernels, weights: np.ndarray, offset, stride, shift, scores:
         The scores are multiplied by 2**shift and rounded up, so that only zero becomes 0.
     scores : ndarray of int64, shape (M * M * LANES,)
         Written at lane `lane`.
+
+    Returns
+    -------
+    int
+        1 if a score was rounded to less than TINY, else 0.
     """
-    exact = _exact(_rows(kernels, weights, offset, stride), shift)
+    rows = _rows(kernels, weights, offset, stride)
+    exact = _exact(rows, shift)
     scores[lane : exact.size * LANES : LANES] = exact.ravel()
+    return int(((np.ldexp(np.abs(rows).astype(np.float64), shift) != exact) & (exact < TINY)).any())
 
 
 @native(types.int64)
@@ -223,14 +230,17 @@ def _define_load_duals(module, m, weight_type):
 
 
 def _define_load_exact_lane(module, m, weight_type):
-    with function(module, load_exact_lane, types.none) as (builder, weights, offset, stride, shift, scores, lane):
+    with function(module, load_exact_lane, types.int64) as (builder, weights, offset, stride, shift, scores, lane):
         rows = BlockRows(builder, m, weight_type, weights, offset, stride)
         factors = rows.factors(shift, ir.DoubleType())
         target = builder.gep(builder.bitcast(scores, INDEX.as_pointer()), [lane])
+        rounded = cgutils.alloca_once_value(builder, ir.Constant(rows.flags, [0] * m))
         with rows.loop() as (index, row):
-            start = builder.gep(target, [builder.mul(index, INDEX(m * LANES))])
-            rows.scatter(rows.exact(row, factors), start)
-        builder.ret_void()
+            exact, changed = rows.exact(row, factors)
+            rows.scatter(exact, builder.gep(target, [builder.mul(index, INDEX(m * LANES))]))
+            builder.store(builder.or_(builder.load(rounded), changed), rounded)
+        bits = builder.bitcast(builder.load(rounded), ir.IntType(m))
+        builder.ret(builder.zext(builder.icmp_unsigned("!=", bits, bits.type(0)), INDEX))
 
 
 def _define_store_mask(module, m, weight_type):

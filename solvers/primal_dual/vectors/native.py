@@ -34,7 +34,7 @@ __all__ = [
 FUNCTIONS = (
     "half_sweep", "mark_lanes", "relax_lanes", "store_masks",
     "score_shift", "load_lane", "load_perturbed_lane", "load_duals", "load_exact_lane", "store_mask", "confirm_block",
-    "solve_tile", "load_exact_lanes", "quantise_lanes", "perturb_lanes",
+    "solve_tile", "load_exact_lanes", "quantise_lanes", "perturb_lanes", "load_magnitudes",
 )  # fmt: skip
 N, M, WEIGHT_TYPE, WEIGHT_BYTES = range(len(FUNCTIONS), len(FUNCTIONS) + 4)
 

@@ -136,7 +136,7 @@ def define_load_perturbed_lane(module, n, m, weight_type):
         with builder.if_else(roots_taken) as (take_roots, take_scores):
             with take_roots, rows.loop() as (index, row):
                 reals = ir.VectorType(ir.FloatType(), m)
-                bits = builder.bitcast(builder.sitofp(rows.exact(row, exact_factors), reals), rows.integers)
+                bits = builder.bitcast(builder.sitofp(rows.exact(row, exact_factors)[0], reals), rows.integers)
                 bits = builder.add(builder.ashr(bits, rows.constant(3)), rows.constant(ROOT_BITS))
                 root = builder.fptosi(builder.bitcast(bits, reals), rows.integers)
                 shaken(index, root, ir.IntType(32)(4), builder.ashr)
