@@ -13,7 +13,8 @@ Guarantee
     Exact to HiGHS' tolerance: it calls a point optimal when no reduced cost has the wrong sign by more than 1e-7. The
     scores of each block are multiplied by a power of two that puts the largest at 2**29 or above, so what can be lost
     is M * M * 1e-7 / 2**29 of what the optimum keeps: 1e-14 at M = 8, 8e-13 at M = 64. Without that factor, scores of
-    about 1 were answered wrongly in the eighth digit.
+    about 1 were answered wrongly in the eighth digit. They are told apart beside one of 1e12, and not beside one of
+    1e18: primal_dual and network_simplex do that.
 Ties
     Whichever optimum HiGHS finds; it depends on the block alone.
 Cost

@@ -8,7 +8,8 @@ Guarantee
     Exact: flows with integer capacities have integral optima. Costs are integers too, the scores times a power of two
     of each block's own that puts its largest at 2**b or above, b = 56, 54, 53, 52, 52 at M = 4, 8, 16, 32, 64. What is
     smaller than the largest by a factor of up to 2**28 is not rounded at all if it is float32; the rest loses at most
-    min(N, M - N) * M / 2**b of what the optimum keeps: less than 5e-13 up to M = 64, less than 4e-12 at M = 128.
+    min(N, M - N) * M / 2**b of what the optimum keeps: less than 5e-13 up to M = 64, less than 4e-12 at M = 128. So
+    scores of about 1 are told apart beside one of 1e12, and not beside one of 1e18: primal_dual and network_simplex do.
 Ties
     Whichever optimum OR-Tools finds; it depends on the block alone (see `flow_network`).
 Cost

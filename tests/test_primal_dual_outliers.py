@@ -139,6 +139,22 @@ def test_large_blocks(n, m, family, constraint):
         pass
 
 
+@pytest.mark.parametrize(
+    ("solver", "size"),
+    [
+        ("enumeration", 1e12),
+        ("min_cost_flow", 1e12),
+        ("milp", 1e12),
+        ("network_simplex", 1e12),
+        ("network_simplex", 1e18),
+    ],
+)
+def test_what_the_other_exact_solvers_tell_apart(solver, size, constraint):
+    for block in one_outlier(size)(np.random.default_rng(0), 10, 4):
+        mask = tm.transposable_mask(block, "2:4", constraint=constraint, solver=solver)
+        assert not can_be_improved(block, mask, 2, constraint == "at_most")
+
+
 @pytest.mark.parametrize("constraint", ["exactly", "at_most"])
 def test_the_oracle_sees_the_least_exchange(constraint):
     """One unit of the last place of the smallest score, beside 1e18."""

@@ -36,8 +36,8 @@ Cost
     written once into the lanes, and the mask is written. Each thread allocates 0.2 MB at 8:16 and 1.2 MB at 32:64.
     Memory comes next: prefetching the next row of blocks saves a quarter of the time at 2:4 and a tenth at 8:16.
     Blocks whose scores tie take up to 5 times as long as Gaussian ones; with the few bits of bfloat16 large blocks tie
-    often. Each 45 digits of small scores beside large ones take about as long as the proof. After a change of the
-    weights by 1e-3 a warm start is twice as fast at 8:16 (docs/benchmark.json).
+    often. Blocks that need the digits of small scores beside large ones take many times as long. After a change of
+    the weights by 1e-3 a warm start is twice as fast at 8:16 (docs/benchmark.json).
 When not to use it
     For blocks of more than 64 rows no networks are generated. The very first call compiles for some seconds.
 

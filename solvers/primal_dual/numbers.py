@@ -10,6 +10,7 @@ The proofs compute in int64
     -NEVER - 2 NEVER is still above -2**63. Other duals stay below 2**60, out of reach of NEVER: `phase2_proof` starts
     them anew before they grow beyond 64 scores. While a line still keeps too few or too many entries, scores lose
     COARSE_BITS: no path gains more than 64 of the remaining 41-bit scores, 2**47, less than one PENALTY.
+    Reduced scores with their next DIGIT_BITS lie between 0 and 2 RAISED, 2**53 again; fixed entries cost NEVER.
 """
 
 from __future__ import annotations
