@@ -15,9 +15,9 @@ every row of the table.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
+from .._imports import import_whole
 from ..errors import InvalidTypeError, unknown_choice
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ._base import Solver
@@ -98,7 +98,7 @@ def as_solver(solver: str | Solver, pattern: Pattern, constraint: Constraint) ->
         raise InvalidTypeError(f"`solver` must be a name or an instance of Solver, got {solver!r}.{hint}")
     name = choose_solver(pattern, constraint) if solver == "auto" else solver
     if name in TABLE:
-        instance: Solver = getattr(import_module(f".{name}", __name__), TABLE[name].class_name)()
+        instance: Solver = getattr(import_whole(f".{name}", __name__), TABLE[name].class_name)()
     elif name in plugin_names():
         instance = load_plugin(name)()
     else:
@@ -109,5 +109,5 @@ def as_solver(solver: str | Solver, pattern: Pattern, constraint: Constraint) ->
 def __getattr__(name: str) -> Any:
     for info in TABLE.values():
         if info.class_name == name:
-            return getattr(import_module(f".{info.name}", __name__), name)
+            return getattr(import_whole(f".{info.name}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 
+from .._imports import import_whole
 from ..errors import InvalidArgumentError
 from ._base import Solver
 from ._table import TABLE, SolverInfo
@@ -97,6 +98,7 @@ def load_plugin(name: str) -> type[Solver]:
 
 def _checked(entry: EntryPoint) -> type[Solver]:
     """Import what an entry point names; raise TypeError or ValueError unless it is a solver of that name."""
+    import_whole(entry.module)
     solver = entry.load()
     if not (isinstance(solver, type) and issubclass(solver, Solver)):
         raise TypeError(f"{entry.value!r} must be a subclass of transmask.solvers.Solver, got {solver!r}")

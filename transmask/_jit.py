@@ -20,8 +20,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numba
-from numba.core.caching import FunctionCache
+from ._imports import whole_imports
+
+with whole_imports():
+    import numba
+    from numba.core.caching import FunctionCache
 
 __all__ = ["bare_kernel", "cache_folders", "inlined_kernel", "inner_kernel", "kernel", "source_stamp"]
 

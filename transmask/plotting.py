@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ._arguments import as_integer, as_mask, as_weights
+from ._imports import import_whole
 from .certificate import PROVEN_GAP
 from .errors import InvalidArgumentError, MissingDependencyError
 from .shown import shown
@@ -23,6 +24,7 @@ from .structures.diversity import MaskDiversity
 from .tables import Table
 
 try:
+    import_whole("matplotlib.pyplot")
     from matplotlib import pyplot
     from matplotlib.colors import ListedColormap
     from matplotlib.ticker import MaxNLocator, PercentFormatter

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
+from .._imports import import_whole
 from .._typing import Array
 from ..errors import InvalidArgumentError, InvalidTypeError
 
@@ -66,7 +67,7 @@ def tensor_to_numpy(tensor: torch.Tensor, *, argument: str = "weights") -> Array
     if name != "bfloat16" and not name.startswith("float8"):
         array: Array = values.numpy()
         return array
-    import ml_dtypes  # here, because `import transmask` loads numpy and nothing heavier
+    ml_dtypes = import_whole("ml_dtypes")  # here: `import transmask` loads numpy and nothing heavier
 
     torch = sys.modules["torch"]
     bits: Array = values.view(torch.int16 if tensor.dtype.itemsize == 2 else torch.uint8).numpy()

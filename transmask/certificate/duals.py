@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .._imports import import_whole
 from .._typing import Array
 from ..blocks import Blocks, Duals, cut, empty_duals
 from ..pattern import Constraint, Pattern
@@ -208,7 +209,7 @@ def alternating_duals(blocks: CertifiedBlocks) -> Duals:
 
 def linear_program_duals(scores: Floats, n: int, *, at_most: bool) -> Duals:
     """Duals of the linear program of one (M, M) block, from HiGHS; milliseconds, so only where sweeps stall."""
-    from scipy.optimize import linprog  # here, because `import transmask` loads numpy and nothing heavier
+    linprog = import_whole("scipy.optimize").linprog  # here: `import transmask` loads numpy and nothing heavier
 
     m = len(scores)
     lines = np.concatenate([np.repeat(np.eye(m), m, axis=1), np.tile(np.eye(m), m)])

@@ -11,10 +11,11 @@
 The two wings do not import each other, and what both use imports neither.
 """
 
+from .._imports import import_whole
 from ..errors import MissingDependencyError
 
 try:
-    import torch as _torch  # noqa: F401
+    import_whole("torch")
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
