@@ -12,6 +12,7 @@ from checkpoint_files import files_in, write_safetensors, write_sharded
 
 import transmask as tm
 from transmask.checkpoint import _staging, masks_file, plan_pruning, prune_checkpoint, pruning, write_masks
+from transmask.checkpoint._abandoned import lock_part
 from transmask.checkpoint._staging import Staging
 
 
@@ -344,3 +345,65 @@ def test_write_masks_replaces_a_file_only_when_it_is_complete(tmp_path, monkeypa
     with pytest.raises(tm.CheckpointError, match="No space left on device"):
         write_masks(tmp_path / "masks.safetensors", {"w": np.eye(4)}, "1:4")
     assert files_in(tmp_path) == before
+
+
+def abandoned(tmp_path, kind):
+    """What a killed run leaves of `new.safetensors` or of the folder `new`, made by staging it and forgetting it."""
+    staging = Staging([])
+    final = tmp_path / ("new.safetensors" if kind == "file" else "new")
+    temporary = getattr(staging, kind)(final, "output")
+    if kind == "folder":
+        (temporary / "1.safetensors").write_text("half")
+    return final, temporary, staging
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_run_left_is_removed_by_the_next_with_the_same_output_alone(tmp_path, kind):
+    final, temporary, staging = abandoned(tmp_path, kind)
+    for lock in staging._locks:
+        os.close(lock)  # as the system does when a process ends
+    with Staging([]) as other:
+        other.file(tmp_path / "other.safetensors", "output").write_text("other")
+    assert temporary.exists()
+    with Staging([]) as again:
+        with pytest.warns(RuntimeWarning, match=rf"'{temporary}' was removed: .* while it wrote '{final}'"):
+            getattr(again, kind)(final, "output")
+        assert not temporary.exists()
+    assert not list(tmp_path.glob(".transmask*"))
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_living_run_writes_stays(tmp_path, kind):
+    _, temporary, staging = abandoned(tmp_path, kind)
+    with Staging([]) as again:
+        getattr(again, kind)(tmp_path / ("new.safetensors" if kind == "file" else "new"), "output")
+        assert temporary.exists()
+    for lock in staging._locks:
+        os.close(lock)
+
+
+def test_a_part_that_is_taken_away_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    taken = []
+
+    def lock(path, *, wait):
+        if not taken:
+            taken.append(path)
+            path.unlink()
+            return os.open(os.devnull, os.O_RDONLY)
+        return lock_part(path, wait=wait)
+
+    monkeypatch.setattr("transmask.checkpoint._staging.lock_part", lock)
+    with Staging([]) as staging:
+        temporary = staging.file(tmp_path / "new.safetensors", "output")
+        assert temporary not in taken
+        temporary.write_text("whole")
+    assert (tmp_path / "new.safetensors").read_text() == "whole"
+
+
+def test_without_locks_nothing_is_taken_for_abandoned(tmp_path, monkeypatch):
+    monkeypatch.setattr("transmask.checkpoint._abandoned.fcntl", None)
+    _, temporary, staging = abandoned(tmp_path, "file")
+    assert staging._locks == []
+    with Staging([]) as again:
+        again.file(tmp_path / "new.safetensors", "output")
+    assert temporary.exists()

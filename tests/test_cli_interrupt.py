@@ -189,11 +189,17 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert list(files_in(tmp_path)) == ["m.safetensors"]
 
 
-def test_the_output_of_a_run_that_follows_a_killed_one_is_complete(folder):
+def test_a_run_that_follows_a_killed_one_cleans_up_says_so_and_is_complete(folder):
     process = started(folder, *SLOW)
     process.kill()
     process.communicate()
+    left = parts(folder)
+    other = folder / ".transmask-00000000-000000000000.part"  # of another output
+    other.write_text("")
     done = subprocess.run([*COMMAND, *OUTPUTS, *ENUMERATION], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    for part in left:
+        assert f"transmask: warning: '{part}' was removed: an earlier run was killed while it wrote" in done.stderr
+    assert parts(folder) == [other]
     _, tensors = read_safetensors(folder / "new.safetensors")
     assert all(np.count_nonzero(array) == array.size // 2 for array in tensors.values())

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from transmask._imports import import_whole, whole_imports
+from transmask._imports import import_whole
+from transmask._signals import signals_later
 
 pytestmark = pytest.mark.surface
 
@@ -91,7 +92,7 @@ def test_a_handler_of_the_callers_is_called_once_and_stays(module):
 def test_what_is_no_handler_of_pythons_is_left_alone(handler):
     previous = signal.signal(signal.SIGUSR1, handler)
     try:
-        with whole_imports():
+        with signals_later():
             assert signal.getsignal(signal.SIGUSR1) is handler
         assert signal.getsignal(signal.SIGUSR1) is handler
     finally:

@@ -7,16 +7,14 @@ attribute 'core'".
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import resolve_name
-from types import FrameType, ModuleType
+from types import ModuleType
 
-__all__ = ["import_whole", "whole_imports"]
+from ._signals import signals_later
+
+__all__ = ["import_whole"]
 
 
 def import_whole(name: str, package: str | None = None) -> ModuleType:
@@ -46,29 +44,5 @@ def import_whole(name: str, package: str | None = None) -> ModuleType:
     """
     if resolve_name(name, package) in sys.modules:
         return import_module(name, package)
-    with whole_imports():
+    with signals_later():
         return import_module(name, package)
-
-
-@contextmanager
-def whole_imports() -> Iterator[None]:
-    """Note the signals that Python would handle in a block of imports, and hand them to their handlers at its end.
-
-    Python runs handlers in the main thread only; elsewhere there is nothing to do. Signals that are ignored, that end
-    the process at once, or whose handler is not Python's stay as they are.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = sorted(signal.valid_signals(), key=lambda number: number == signal.SIGINT)  # SIGINT is restored last
-    handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
-    came: list[tuple[int, FrameType | None]] = []
-    try:
-        for number in handlers:
-            signal.signal(number, lambda number, frame: came.append((number, frame)))
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number, frame in came:
-            handlers[number](number, frame)

@@ -20,11 +20,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ._imports import whole_imports
+from ._signals import signals_later
 
-with whole_imports():
+with signals_later():
     import numba
     from numba.core.caching import FunctionCache
+    from numba.core.registry import cpu_target
+
+    if not numba.config.DISABLE_JIT:  # what numba imports at its first call otherwise, when an interrupt would break it
+        cpu_target.typing_context.refresh()
+        cpu_target.target_context.refresh()
 
 __all__ = ["bare_kernel", "cache_folders", "inlined_kernel", "inner_kernel", "kernel", "source_stamp"]
 

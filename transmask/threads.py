@@ -69,7 +69,7 @@ def run_parallel(function: Callable[[Work], object], items: Iterable[Work], thre
 
     The calling thread works, too. The others live only as long as the call, so that they never meet a fork, a pool of
     the caller's or a second caller. After an exception, or Ctrl-C, no further item starts, and the exception is raised
-    here.
+    here when those under way are done: an item should take a fraction of a second.
 
     Parameters
     ----------
@@ -109,8 +109,11 @@ def run_parallel(function: Callable[[Work], object], items: Iterable[Work], thre
         work()
     except BaseException as error:  # a thread could not start, or Ctrl-C came: the others stop
         errors.append(error)
-    finally:
-        for thread in started:
-            thread.join()
+    while started:
+        try:
+            started[-1].join()
+            started.pop()
+        except BaseException as error:  # Ctrl-C came, perhaps again: no thread may outlive the call
+            errors.append(error)
     if errors:
         raise errors[0]

@@ -92,6 +92,7 @@ CHUNK_ENTRIES = 1 << 17  # blocks that must be copied are copied 1 MB at a time
 SPANS_A_THREAD = 3  # lanes run empty at the end of a span, but threads may not be equally fast
 WORTH_A_THREAD = 1 << 15  # entries; fewer are solved before another thread has started
 LARGEST_SPAN = 1 << 15  # blocks; their numbers take 0.25 MB
+SPAN_ENTRIES = 1 << 21  # 10 to 50 ms for Gaussian blocks: Ctrl-C waits for a span
 WARM_SPAN_ENTRIES = 1 << 18
 LARGEST_CONFIRMED_M = 16  # half a sweep settles 84 of 100 blocks at M = 16, but 44 at M = 32, which gains nothing
 
@@ -193,17 +194,17 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
         spare.append(own)
 
     threads = min(threads, max(1, blocks.count * m**2 // WORTH_A_THREAD))
-    span = _span(blocks.count, threads)
+    span = _span(blocks.count, m, threads)
     confirm = warm and LARGEST_TILE_M < m <= LARGEST_CONFIRMED_M
     if confirm:  # what it leaves is still in the cache when it is solved
         span = min(span, max(LANES, WARM_SPAN_ENTRIES // m**2))
     run_parallel(solve, range(0, blocks.count, span), threads)
 
 
-def _span(count: int, threads: int) -> int:
+def _span(count: int, m: int, threads: int) -> int:
     """Return how many blocks a thread takes at a time."""
     share = -(-count // (threads * SPANS_A_THREAD)) if threads > 1 else count
-    return max(1, min(-(-share // LANES) * LANES, LARGEST_SPAN))
+    return max(1, min(-(-share // LANES) * LANES, LARGEST_SPAN, max(LANES, SPAN_ENTRIES // m**2)))
 
 
 def half_sweep_limit(m: int) -> int:

@@ -19,7 +19,7 @@ from ..errors import CheckpointError, InvalidArgumentError
 from ._decoding import guard_methods
 from ._record import PruneRecord
 
-__all__ = ["Checkpoint", "Replace", "TensorInfo", "copy_bytes", "read_into", "write_from"]
+__all__ = ["PIECE_BYTES", "Checkpoint", "Replace", "TensorInfo", "copy_bytes", "read_into", "write_from"]
 
 PIECE_BYTES = 1 << 24
 """Files are read and written by this much at a time, so that Ctrl-C never waits for a whole tensor."""

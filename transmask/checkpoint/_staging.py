@@ -1,22 +1,26 @@
 """Files that appear under their names when all of them are complete, or not at all.
 
-Each is written under a temporary name in its own folder, flushed to disk, and renamed at the end. A killed run leaves
-what was there before, and perhaps a ``.transmask-<random>.part``, which you can delete. What replaces a file or a
-folder takes over its permissions.
+Each is written under a temporary name in its own folder, flushed to disk, and renamed at the end. What replaces a file
+or a folder takes over its permissions.
+
+A killed run leaves what was there before, and a hidden ``.transmask-<place>-<random>.part``, where <place> stands for
+the name of the output. The next run with the same output removes it, and warns that it did. A run that is alive holds a
+lock on its own, which the system releases however it ends, so that two runs at once do not disturb each other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
-import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from ..errors import CheckpointError, InvalidArgumentError
+from ._abandoned import lock_part, remove_abandoned, remove_part
 
 __all__ = ["Staging", "creating"]
 
@@ -41,6 +45,7 @@ class Staging:
         self._inputs = tuple(inputs)
         self._claimed: list[Path] = []
         self._staged: list[tuple[Path, Path]] = []
+        self._locks: list[int] = []
         self._placed: list[Path] = []
         self._unrelated: OSError | None = None
 
@@ -70,19 +75,18 @@ class Staging:
             If the folder cannot be written to.
         """
         final = self.claim_file(path, argument)
+        mode = 0o600 if final.exists() else 0o666  # nobody else reads what will replace a private file
         with creating(path, argument):
-            temporary = self._reserve(final)
-            mode = 0o600 if final.exists() else 0o666  # nobody else reads what will replace a private file
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
-        return temporary
+            return self._reserve(
+                final, lambda part: os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+            )
 
     def folder(self, path: Path, argument: str) -> Path:
         """Stage a folder, which must be new or empty; otherwise as `file`."""
         final = self.claim_folder(path, argument)
+        mode = 0o700 if final.exists() else 0o777
         with creating(path, argument):
-            temporary = self._reserve(final)
-            temporary.mkdir(0o700 if final.exists() else 0o777)
-        return temporary
+            return self._reserve(final, lambda part: part.mkdir(mode))
 
     def claim_file(self, path: Path, argument: str) -> Path:
         """Refuse what `file` refuses, note that the place is taken, and return it; nothing is written."""
@@ -119,11 +123,21 @@ class Staging:
             self._unrelated = error
             raise
 
-    def _reserve(self, final: Path) -> Path:
-        """Note a temporary name before it is used, so that it is removed however the block ends."""
-        temporary = final.parent / f".transmask-{secrets.token_hex(6)}.part"
-        self._staged.append((temporary, final))
-        return temporary
+    def _reserve(self, final: Path, make: Callable[[Path], object]) -> Path:
+        """Make a temporary file or folder and lock it; it is noted before, and so removed however the block ends."""
+        stem = f".transmask-{hashlib.sha256(os.fsencode(final.name)).hexdigest()[:8]}-"
+        remove_abandoned(final, stem)
+        while True:
+            temporary = final.parent / f"{stem}{secrets.token_hex(6)}.part"
+            self._staged.append((temporary, final))
+            make(temporary)
+            lock = lock_part(temporary, wait=True)
+            if lock is None:
+                return temporary
+            self._locks.append(lock)
+            if temporary.exists():
+                return temporary
+            self._staged.pop()  # another run took it for abandoned before the lock was there
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -135,10 +149,9 @@ class Staging:
                 self._explain(error)
         finally:
             for temporary, _ in self._staged:
-                if temporary.is_dir():
-                    shutil.rmtree(temporary, ignore_errors=True)
-                else:
-                    temporary.unlink(missing_ok=True)
+                remove_part(temporary)
+            for lock in self._locks:
+                os.close(lock)
 
     def _commit(self) -> None:
         """Flush everything to the disk, then rename."""

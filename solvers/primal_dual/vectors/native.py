@@ -24,6 +24,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.extending import lower_builtin, type_callable
 
+from ...._signals import signals_later
 from .code_store import load_code, save_code
 
 __all__ = [
@@ -137,7 +138,8 @@ def compile_table(n, m, weight_type, definitions):
             for define in definitions:
                 define(module, n, m, weight_type)
             library.add_ir_module(module)
-            library.finalize()
+            with signals_later():  # LLVM hands the code to a callback, which drops what a signal raises, and the code
+                library.finalize()
             save_code(name, codegen.magic_tuple(), library.serialize_using_object_code())
         else:
             library = codegen.unserialize_library(stored)
