@@ -7,7 +7,7 @@ and `tensors` (torch's, seen as arrays). This is the ground floor: it imports `e
 from .arrays import LARGEST_MAGNITUDE, as_mask, as_weights
 from .axes import as_axes, as_axis, as_axis_pair, as_shape, matrix_view
 from .numbers import as_integer, as_number
-from .tensors import is_tensor, tensor_to_numpy
+from .tensors import is_tensor, tensor_on_cpu, tensor_to_numpy
 
 __all__ = [
     "LARGEST_MAGNITUDE",
@@ -21,5 +21,6 @@ __all__ = [
     "as_weights",
     "is_tensor",
     "matrix_view",
+    "tensor_on_cpu",
     "tensor_to_numpy",
 ]

@@ -17,7 +17,7 @@ from ..errors import InvalidArgumentError, InvalidTypeError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["is_tensor", "tensor_to_numpy"]
+__all__ = ["is_tensor", "tensor_on_cpu", "tensor_to_numpy"]
 
 
 def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
@@ -29,6 +29,25 @@ def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
     False
     """
     return isinstance(value, getattr(sys.modules.get("torch"), "Tensor", ()))
+
+
+def tensor_on_cpu(tensor: torch.Tensor, *, argument: str = "weights") -> torch.Tensor:
+    """Detach a tensor and bring it to CPU memory.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If it lies on the meta device, where tensors have no values.
+    """
+    _refuse_meta(tensor, argument)
+    return tensor.detach().cpu()
+
+
+def _refuse_meta(tensor: torch.Tensor, argument: str) -> None:
+    if tensor.is_meta:
+        raise InvalidArgumentError(
+            f"`{argument}` must have values, got a tensor on the meta device. Load them onto another device first."
+        )
 
 
 def tensor_to_numpy(tensor: torch.Tensor, *, argument: str = "weights") -> Array:
@@ -49,10 +68,11 @@ def tensor_to_numpy(tensor: torch.Tensor, *, argument: str = "weights") -> Array
     Raises
     ------
     InvalidArgumentError
-        If the tensor lies on another device.
+        If the tensor lies on another device, or on the meta device, where it has no values.
     InvalidTypeError
         If it is sparse or quantised.
     """
+    _refuse_meta(tensor, argument)
     if tensor.device.type != "cpu":
         raise InvalidArgumentError(
             f"`{argument}` must lie on the CPU, got a tensor on {tensor.device}. Move it with .cpu()."

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .._arguments import as_weights, matrix_view
+from .._arguments import as_weights, matrix_view, tensor_on_cpu
 from ..blocks import Array, empty_duals
 from ..errors import InvalidArgumentError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
@@ -94,7 +94,7 @@ class MaskRule:
         Raises
         ------
         InvalidArgumentError
-            If a score is NaN or infinite; the message names the parameter.
+            If a score is NaN or infinite, or on the meta device; the message names the parameter.
         UnsupportedPatternError, SolverError
             As `transmask.transposable_mask`.
         """
@@ -113,11 +113,11 @@ class MaskRule:
         Raises
         ------
         InvalidArgumentError
-            If a score is NaN or infinite; the message names the parameter.
+            If a score is NaN or infinite, or on the meta device; the message names the parameter.
         UnsupportedPatternError
             If the solver cannot answer.
         """
-        array = as_weights(scores.detach().cpu(), argument=name)
+        array = as_weights(tensor_on_cpu(scores, argument=name), argument=name)
         if self.transposable:
             solver = as_solver(self.solver, self.pattern, self.constraint)
             check_solver(layout.sides(array.shape), self.pattern, self.constraint, solver)

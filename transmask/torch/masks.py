@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import masks
-from .._arguments import is_tensor
+from .._arguments import is_tensor, tensor_on_cpu
 from ..errors import InvalidTypeError
 from ..pattern import PatternLike
 from ..solvers import Solver
@@ -40,7 +40,9 @@ def transposable_mask(
     ------
     InvalidTypeError
         If `weights` is not a tensor; otherwise as `transmask.transposable_mask`.
-    InvalidArgumentError, UnsupportedPatternError, SolverError
+    InvalidArgumentError
+        If `weights` lies on the meta device, where it has no values; otherwise as `transmask.transposable_mask`.
+    UnsupportedPatternError, SolverError
         As `transmask.transposable_mask`.
 
     Examples
@@ -54,6 +56,6 @@ def transposable_mask(
             f"`weights` must be a torch.Tensor, got {type(weights).__name__}. transmask.transposable_mask takes arrays."
         )
     mask = masks.transposable_mask(
-        weights.detach().cpu(), pattern, constraint=constraint, solver=solver, axes=axes, threads=threads
+        tensor_on_cpu(weights), pattern, constraint=constraint, solver=solver, axes=axes, threads=threads
     )
     return torch.from_numpy(mask).to(weights.device)

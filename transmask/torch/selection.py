@@ -20,7 +20,14 @@ from ..pattern import Pattern
 from ..shown import shown
 from .layouts import ALLOWED, Allowed, Layout, layout_of
 
-__all__ = ["LayerFilter", "SelectionReport", "WeightChoice", "select_weights"]
+__all__ = [
+    "LayerFilter",
+    "SelectionReport",
+    "WeightChoice",
+    "refuse_other_than_module",
+    "select_weights",
+    "untrainable",
+]
 
 LayerFilter: TypeAlias = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 """Names or wildcards of parameters or of their modules, or a predicate of a parameter's name and its module."""
@@ -119,8 +126,7 @@ def select_weights(
         If a name in `layers` matches no weight that can be taken, or no weight can be taken at all; the message says
         why.
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+    refuse_other_than_module(model, "model")
     for kind in allow:
         if kind not in ALLOWED:
             raise unknown_choice("allow", kind, ALLOWED)
@@ -139,6 +145,22 @@ def select_weights(
             f"{' ...' if len(choices) > 8 else ''}. Choose other layers or another pattern."
         )
     return SelectionReport(choices)
+
+
+def refuse_other_than_module(value: object, argument: str) -> None:
+    """Raise InvalidTypeError unless `value` is a module."""
+    if not isinstance(value, nn.Module):
+        raise InvalidTypeError(f"`{argument}` must be a torch.nn.Module, got {type(value).__name__}.")
+
+
+def untrainable(choice: WeightChoice) -> str:
+    """Say why torch can neither train nor refit a parameter, or return "" if it can."""
+    parameter = getattr(choice.module, choice.attribute)
+    if parameter.is_inference():
+        return "made under torch.inference_mode; make the model outside of it"
+    if parameter.is_floating_point() and parameter.dtype.itemsize == 1:
+        return f"of {parameter.dtype}, in which torch cannot compute; convert it with .to(torch.bfloat16)"
+    return ""
 
 
 def _owned(model: nn.Module) -> Iterator[tuple[WeightChoice, str]]:

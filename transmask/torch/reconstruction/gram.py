@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 
 from ...errors import InvalidArgumentError
-from ..selection import WeightChoice
+from ..selection import WeightChoice, refuse_other_than_module, untrainable
 from .calibration import Calibration
 
 __all__ = ["SupportedLayer", "collect_grams", "execution_order", "layer_rows", "unobservable"]
@@ -33,12 +33,15 @@ _CHUNK_ENTRIES = 1 << 22  # 32 MB of float64 at a time
 
 def unobservable(model: nn.Module) -> Callable[[WeightChoice], str]:
     """Return a function that tells why no hook sees the inputs of a weight of `model`, or "" if one does."""
+    refuse_other_than_module(model, "model")
     attended = {id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
 
     def why(choice: WeightChoice) -> str:
         if isinstance(choice.module, nn.MultiheadAttention) or id(choice.module) in attended:
             return "inside MultiheadAttention, where its inputs cannot be observed"
-        return "" if isinstance(choice.module, SupportedLayer) else "neither a linear layer nor a convolution"
+        if not isinstance(choice.module, SupportedLayer):
+            return "neither a linear layer nor a convolution"
+        return untrainable(choice)
 
     return why
 

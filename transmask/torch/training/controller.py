@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ...errors import InvalidArgumentError, InvalidTypeError
-from ..selection import SelectionReport, WeightChoice
+from ..selection import SelectionReport, WeightChoice, refuse_other_than_module
 from .loading import MaskedEntry, masked_entries
 from .masked_weight import MaskedWeight
 from .step_hooks import StepHooks
@@ -78,6 +78,8 @@ class MaskController:
 
     Raises
     ------
+    InvalidTypeError
+        If `model` is not a module.
     InvalidArgumentError
         If the model carries no mask.
     """
@@ -89,6 +91,7 @@ class MaskController:
         *,
         load_handle: RemovableHandle | None = None,
     ) -> None:
+        refuse_other_than_module(model, "model")
         self.model = model
         self.history: list[RefreshRecord] = []
         self._hooks: list[StepHooks] = []
@@ -151,7 +154,7 @@ class MaskController:
         Raises
         ------
         InvalidArgumentError
-            If a weight is NaN or infinite; no mask changes then.
+            If a weight is NaN or infinite, or on the meta device; no mask changes then.
         """
         return self._refresh([entry.masked for entry in self._entries() if not entry.masked.is_frozen])
 
@@ -207,6 +210,12 @@ class MaskController:
         twin.history = list(self.history)
         memo[id(self)] = twin
         return twin
+
+    def __getstate__(self) -> NoReturn:
+        raise InvalidTypeError(
+            "`MaskController` must stay in its process, got a request to pickle or copy.copy it. Save "
+            "model.state_dict(), which holds the masks; copy.deepcopy copies it with its model."
+        )
 
     def __repr__(self) -> str:
         entries = self._entries()

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..._arguments import as_mask
+from ..._arguments import as_mask, tensor_on_cpu
 from ...check import check_mask
 from ...errors import CheckpointError, TransmaskError
 from ..layouts import Layout
@@ -125,6 +125,10 @@ def _check_entry(entry: MaskedEntry, state_dict: StateDict, base: str) -> None:
     masked = entry.masked
     pattern, mask, duals = (state_dict.get(f"{base}{key}") for key in ("pattern", "mask", "_extra_state"))
     weight = state_dict.get(f"{base.removesuffix('0.')}original")
+    if any(isinstance(value, Tensor) and value.is_meta for value in (pattern, mask, duals, weight)):
+        raise CheckpointError(
+            f"`state_dict` must have values, got tensors on the meta device for {entry.name}. Load them from a file."
+        )
     if pattern is not None and pattern.tolist() != masked.pattern.tolist():
         raise CheckpointError(
             f"`state_dict` must hold masks of {masked.mask_rule.pattern}, got {':'.join(map(str, pattern.tolist()))} "
@@ -157,7 +161,7 @@ def check_loaded_mask(mask: Tensor, present: Tensor, layout: Layout, rule: MaskR
             f"`state_dict` must hold a mask of shape {tuple(present.shape)} for {name}, got {tuple(mask.shape)}."
         )
     try:
-        kept = as_mask(mask.detach().cpu())
+        kept = as_mask(tensor_on_cpu(mask, argument="mask"))
     except TransmaskError as error:
         raise CheckpointError(f"`state_dict` must hold masks of 0 and 1, got another for {name}: {error}") from None
     report = check_mask(layout.matrices(kept), rule.pattern, constraint=rule.constraint, axes=(1, 2))

@@ -7,14 +7,16 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from ...errors import InvalidArgumentError
+from ...errors import InvalidArgumentError, InvalidTypeError
 from ...pattern import Pattern
 from ...solvers import Solver
 from ..layouts import Layout, layout_of
 from ..mask_rule import MaskRule
+from ..selection import refuse_other_than_module
 from .loading import check_loaded_mask
 
 __all__ = ["TransposablePruning", "transposable"]
@@ -44,7 +46,10 @@ class TransposablePruning(prune.BasePruningMethod):
 
         Entries that `default_mask` prunes count as zero and stay pruned.
         """
-        mask, _ = self.rule.find(t.detach() * default_mask, self.layout, name=self.name)
+        scores = t.detach()
+        if scores.is_floating_point() and scores.dtype.itemsize == 1:
+            scores = scores.to(torch.float32)  # torch multiplies no float8 by another type
+        mask, _ = self.rule.find(scores * (default_mask != 0), self.layout, name=self.name)
         return mask.to(default_mask.device, default_mask.dtype) * default_mask
 
 
@@ -96,14 +101,17 @@ def transposable(
     (['weight_mask'], 0.5)
     """
     rule = MaskRule.of(Pattern(n, m), True, constraint, solver)
-    weight = getattr(module, name, None)
+    refuse_other_than_module(module, "module")
+    weight = getattr(module, name, None) if isinstance(name, str) else None
     if not isinstance(weight, Tensor):
         names = ", ".join(repr(key) for key, _ in module.named_parameters(recurse=False))
         raise InvalidArgumentError(f"`name` must be a parameter of the module, one of {names}, got {name!r}.")
     layout = layout_of(module, name)
     if isinstance(layout, str):
         raise InvalidArgumentError(f"`name` must be a weight that is a stack of matrices, got {name!r}: {layout}.")
-    scores = weight if importance_scores is None else importance_scores
+    scores = getattr(module, f"{name}_orig", weight) if importance_scores is None else importance_scores
+    if not isinstance(scores, Tensor):
+        raise InvalidTypeError(f"`importance_scores` must be a torch.Tensor or None, got {type(scores).__name__}.")
     if scores.shape != weight.shape:
         raise InvalidArgumentError(
             f"`importance_scores` must have the shape of the weight, {tuple(weight.shape)}, got {tuple(scores.shape)}."

@@ -11,7 +11,7 @@ from ...pattern import PatternLike
 from ...solvers import Solver
 from ..layouts import Allowed
 from ..mask_rule import MaskRule
-from ..selection import LayerFilter, select_weights
+from ..selection import LayerFilter, select_weights, untrainable
 from .controller import MaskController
 from .loading import load_masks
 from .masked_weight import Estimator, MaskedWeight, TrainingRule
@@ -105,6 +105,7 @@ def sparsify(
         layers=layers,
         skip_ends=skip_ends,
         allow=allow,
+        refuse=untrainable,
     )
     found = []
     for choice in report.taken:
