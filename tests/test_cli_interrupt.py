@@ -50,7 +50,7 @@ def started(folder, *options):
     return process
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_run_that_is_asked_to_end_leaves_no_partial_file(folder, number, code):
     before = files_in(folder)
     process = started(folder, *SLOW)

@@ -54,13 +54,13 @@ def test_what_is_no_number_of_threads(value, error, text):
         tm.certify(np.ones((4, 4)), np.eye(4), "1:4", threads=value)
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "2.5", "two", "1e3", "\uff12"])
+@pytest.mark.parametrize("text", ["0", "-1", "2.5", "two", "1e3", "\uff12", "9" * 5000])
 def test_what_the_environment_variable_must_not_be(text, monkeypatch):
     monkeypatch.setenv("TRANSMASK_NUM_THREADS", text)
     with pytest.raises(tm.InvalidArgumentError) as raised:
         tm.transposable_mask(np.ones((4, 4)), "2:4")
     assert str(raised.value) == (
-        f"the environment variable TRANSMASK_NUM_THREADS must be a whole number of at least 1, got {text!r}. "
+        f"the environment variable TRANSMASK_NUM_THREADS must be a whole number of at least 1, got {text[:40]!r}. "
         "Unset it to use every core."
     )
 
@@ -191,3 +191,20 @@ def test_when_no_further_thread_can_be_started_the_started_ones_stop(monkeypatch
 
 def test_a_huge_number_of_threads_is_cut():
     assert resolve_threads(10**30) == 1024
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_interrupt_while_the_others_are_waited_for_lets_no_thread_outlive_the_call(monkeypatch, times):
+    join, left = threading.Thread.join, [times]
+
+    def interrupted(thread):
+        if left[0]:
+            left[0] -= 1
+            raise KeyboardInterrupt
+        join(thread)
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        run_parallel(lambda item: time.sleep(0.05), range(3), 3)
+    assert threading.active_count() == before

@@ -27,7 +27,8 @@ with signals_later():
     from numba.core.caching import FunctionCache
     from numba.core.registry import cpu_target
 
-    if not numba.config.DISABLE_JIT:  # what numba imports at its first call otherwise, when an interrupt would break it
+    settings: Any = numba.config
+    if not settings.DISABLE_JIT:  # what numba imports at its first call otherwise, when an interrupt would break it
         cpu_target.typing_context.refresh()
         cpu_target.target_context.refresh()
 

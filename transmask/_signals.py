@@ -31,5 +31,5 @@ def signals_later() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number, frame in came:
-            handlers[number](number, frame)
+        for code, frame in came:
+            handlers[signal.Signals(code)](code, frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 from itertools import chain, islice
 from threading import Lock, Thread
@@ -53,10 +54,10 @@ def resolve_threads(threads: int | None) -> int:
         return min(wanted, MOST_THREADS)
     text = os.environ.get(ENVIRONMENT_VARIABLE, "").strip()
     if text:
-        if not text.isascii() or not text.isdigit() or int(text) < 1:
+        if not re.fullmatch("0*[1-9][0-9]{0,17}", text):
             raise InvalidArgumentError(
-                f"the environment variable {ENVIRONMENT_VARIABLE} must be a whole number of at least 1, got {text!r}. "
-                "Unset it to use every core."
+                f"the environment variable {ENVIRONMENT_VARIABLE} must be a whole number of at least 1, "
+                f"got {text[:40]!r}. Unset it to use every core."
             )
         return min(int(text), MOST_THREADS)
     if hasattr(os, "sched_getaffinity"):

@@ -12,6 +12,8 @@ from .numbers import as_integer
 
 __all__ = ["as_axes", "as_axis", "as_axis_pair", "as_shape", "matrix_view"]
 
+LARGEST_SIZE = 10**18
+
 
 def as_axis(axis: int, ndim: int | None = None) -> int:
     """Return `axis`, made non-negative if the number of axes is given.
@@ -81,7 +83,7 @@ def as_shape(shape: Sequence[int], *, argument: str = "shape") -> tuple[int, ...
     InvalidTypeError
         If it is not a sequence of integers.
     InvalidArgumentError
-        If it has fewer than two axes or a negative size.
+        If it has fewer than two axes, a negative size, or one above 10^18, with which nothing is counted.
 
     Examples
     --------
@@ -98,6 +100,8 @@ def as_shape(shape: Sequence[int], *, argument: str = "shape") -> tuple[int, ...
         )
     if min(sizes) < 0:
         raise InvalidArgumentError(f"`{argument}` must hold sizes of at least 0, got {sizes}.")
+    if max(sizes) > LARGEST_SIZE:
+        raise InvalidArgumentError(f"`{argument}` must hold sizes of at most 10^18, got a larger one.")
     return sizes
 
 

@@ -92,8 +92,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str] | None) -> int:
     """Run the command line; report what went wrong, and turn it into an exit code."""
-    # A batch system ends a run with SIGTERM first: exit in a way that cleans up temporary files.
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # A batch system ends a run with SIGTERM first, a terminal that is closed with SIGHUP: exit in a way that cleans up
+    # temporary files. Under nohup SIGHUP is ignored, and stays so.
+    previous = {
+        number: signal.signal(number, lambda number, _: sys.exit(128 + number))
+        for name in ("SIGTERM", "SIGHUP")
+        if (number := getattr(signal, name, None)) is not None and signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         code = app(arguments, prog_name="transmask", standalone_mode=False)
         is_printed = flush()
@@ -120,7 +125,8 @@ def _run(arguments: list[str] | None) -> int:
             print_error(f"{message}{stop} See {asked} --help.")
         return WRONG_USE
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     if code == INTERRUPTED:
         print_error("interrupted; no partial file was left.")
     return int(code)

@@ -27,7 +27,12 @@ SolverOption: TypeAlias = Annotated[
     str, typer.Option("--solver", metavar="NAME", help="A name from `transmask solvers`; 'auto' is exact.")
 ]
 ThreadsOption: TypeAlias = Annotated[
-    int | None, typer.Option("--threads", metavar="K", help="Default: TRANSMASK_NUM_THREADS, else every core.")
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="K",
+        help="From 1 on; above 1024 counts as 1024. Default: TRANSMASK_NUM_THREADS, else every core.",
+    ),
 ]
 IncludeOption: TypeAlias = Annotated[
     str | None,

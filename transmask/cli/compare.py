@@ -41,7 +41,7 @@ def compare(
     constraint: ConstraintOption = "exactly",
     sample: Annotated[
         int,
-        typer.Option("--sample", metavar="N", help="How many blocks to solve, spread evenly over the file."),
+        typer.Option("--sample", metavar="N", help="How many blocks to solve, from 1 on, spread evenly over the file."),
     ] = 2000,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="OUT", help="Draw gap against time, as .png, .svg or .pdf.")

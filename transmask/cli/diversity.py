@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["diversity"]
 
 KINDS = ("unstructured", "nm", "transposable", "at_most", "block", "channel")
+LARGEST_M = 4096
+"""That of `prune`, too; counting takes minutes from about 10,000 on."""
+
 MAX_JSON_DIGITS = 4299
 """Longer integers are left out of the JSON: Python itself refuses to read them as text."""
 
@@ -56,7 +60,9 @@ COLUMNS = (
 def diversity(
     patterns: Annotated[
         list[str] | None,
-        typer.Argument(metavar="N:M...", help="N entries kept of every M, such as 2:4 4:8.", show_default=False),
+        typer.Argument(
+            metavar="N:M...", help="N entries kept of every M, at most 4096, such as 2:4 4:8.", show_default=False
+        ),
     ] = None,
     pattern: Annotated[
         list[str] | None,
@@ -67,7 +73,9 @@ def diversity(
     shape: Annotated[
         str | None,
         typer.Option(
-            "--shape", metavar="RxC", help="Size of the matrix. Default: the smallest square that every M divides."
+            "--shape",
+            metavar="RxC",
+            help="Size of the matrix, each side from 1 to 10^18. Default: the smallest square that every M divides.",
         ),
     ] = None,
     structures: Annotated[
@@ -95,6 +103,9 @@ def diversity(
     chosen = list(dict.fromkeys(map(Pattern.parse, [*(patterns or []), *(pattern or [])])))
     if not chosen:
         raise InvalidArgumentError("`N:M` must be given, got no pattern. For example: transmask diversity 2:4.")
+    large = next((pattern for pattern in chosen if pattern.m > LARGEST_M), None)
+    if large is not None:
+        raise InvalidArgumentError(f"`N:M` must have M of at most {LARGEST_M} to be counted, got '{large}'.")
     sides = (math.lcm(*(pattern.m for pattern in chosen)),) * 2 if shape is None else _parse_shape(shape)
     made = dict.fromkeys(structure for kind in _parse_kinds(structures) for structure in _make(kind, chosen))
     found = [(mask_diversity(structure, sides), _by_the_paper(structure, sides)) for structure in made]
@@ -115,10 +126,12 @@ def diversity(
 
 def _parse_shape(text: str) -> tuple[int, int]:
     """Read "RxC"."""
-    rows, cross, columns = text.partition("x")
-    if not cross or not all(side.isascii() and side.isdigit() and int(side) > 0 for side in (rows, columns)):
-        raise InvalidArgumentError(f"`shape` must read 'RxC', rows and columns, got {text!r}. For example '8x8'.")
-    return int(rows), int(columns)
+    found = re.fullmatch(r"0*([1-9]\d{0,17}|10{18})x0*([1-9]\d{0,17}|10{18})", text, re.ASCII)
+    if found is None:
+        raise InvalidArgumentError(
+            f"`shape` must read 'RxC', rows and columns from 1 to 10^18, got {text!r}. For example '8x8'."
+        )
+    return int(found[1]), int(found[2])
 
 
 def _parse_kinds(text: str) -> list[str]:
