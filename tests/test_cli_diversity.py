@@ -143,12 +143,12 @@ def test_the_plot_is_a_picture(tmp_path):
         ([], "`N:M` must be given, got no pattern"),
         (
             ["2:4", "--shape", "8"],
-            "`shape` must read 'RxC', rows and columns from 1 to 10^18, got '8'. For example '8x8'.",
+            "`shape` must read 'RxC', rows and columns from 1 to 10\\^18, got '8'. For example '8x8'.",
         ),
         (["2:4", "--shape", "9" * 50 + "x4"], "`shape` must read 'RxC', rows and columns from 1 to 10\\^18, got '9999"),
         (
             ["2:4", "--shape", "4x" + "9" * 5000],
-            "`shape` must read 'RxC', rows and columns from 1 to 10^18, got '4x999",
+            "`shape` must read 'RxC', rows and columns from 1 to 10\\^18, got '4x999",
         ),
         (["1:4096", "1:4095", "1:4093", "1:4091", "1:4089", "1:4087"], "`shape` must hold sizes of at most 10\\^18"),
         (["1:4097"], "`N:M` must have M of at most 4096 to be counted, got '1:4097'."),

@@ -27,8 +27,8 @@ with signals_later():
     from numba.core.caching import FunctionCache
     from numba.core.registry import cpu_target
 
-    settings: Any = numba.config
-    if not settings.DISABLE_JIT:  # what numba imports at its first call otherwise, when an interrupt would break it
+    config: Any = numba.config
+    if not config.DISABLE_JIT:  # what numba imports at its first call otherwise, when an interrupt would break it
         cpu_target.typing_context.refresh()
         cpu_target.target_context.refresh()
 
@@ -127,7 +127,6 @@ def inlined_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 def _compiled(function: Callable[..., Any], **options: bool) -> Callable[..., Any]:
     compiler: Any = numba.njit  # some of these options are not in its annotations
     dispatcher = compiler(nogil=True, error_model="numpy", no_cfunc_wrapper=True, **options)(function)
-    config: Any = numba.config
     if not config.DISABLE_JIT and not config.BOUNDSCHECK:  # numba would load cached code that checks no bounds
         with suppress(RuntimeError, OSError):  # no folder can be written
             dispatcher._cache = BestEffortCache(function)  # what enable_caching() does

@@ -21,7 +21,9 @@ def signals_later() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = sorted(signal.valid_signals(), key=lambda number: number == signal.SIGINT)  # SIGINT is restored last
+    numbers: list[int] = sorted(
+        signal.valid_signals(), key=lambda number: number == signal.SIGINT
+    )  # SIGINT is restored last
     handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     came: list[tuple[int, FrameType | None]] = []
     try:
@@ -32,4 +34,4 @@ def signals_later() -> Iterator[None]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         for code, frame in came:
-            handlers[signal.Signals(code)](code, frame)
+            handlers[code](code, frame)
