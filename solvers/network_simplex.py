@@ -55,6 +55,7 @@ class NetworkSimplex(Solver):
     """
 
     info = TABLE["network_simplex"]
+    chunk_entries = 1 << 11  # a tenth of a second of work: Ctrl-C waits for it
 
     def solve_blocks(self, blocks: Blocks, pattern: Pattern, *, threads: int, warm: bool) -> None:
         """Solve a grid of blocks on one thread; see `Solver.solve_blocks`."""
