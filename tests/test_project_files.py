@@ -42,6 +42,7 @@ def test_the_files_that_a_document_names_are_found():
     [
         "CONTRIBUTING.md",
         "RELEASING.md",
+        "SECURITY.md",
         *(str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob(".github/**/*.md")),
     ],
 )
