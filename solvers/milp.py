@@ -64,7 +64,7 @@ class Milp(Solver):
     """
 
     info = TABLE["milp"]
-    chunk_entries = 1 << 10  # a quarter of a second of work: Ctrl-C waits for it
+    chunk_entries = 1 << 10  # a tenth of a second of work: Ctrl-C waits for it
 
     def constraints(self, pattern: Pattern, constraint: Constraint) -> list[LinearConstraint]:
         """Return the constraints on the M * M entries of a block; a subclass may add its own.

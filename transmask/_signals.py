@@ -21,9 +21,8 @@ def signals_later() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers: list[int] = sorted(
-        signal.valid_signals(), key=lambda number: number == signal.SIGINT
-    )  # SIGINT is restored last
+    # SIGINT is restored last: should one come meanwhile, the others are in place.
+    numbers: list[int] = sorted(signal.valid_signals(), key=lambda number: number == signal.SIGINT)
     handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
     came: list[tuple[int, FrameType | None]] = []
     try:
