@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ._arguments import as_integer, as_mask, as_weights
-from ._imports import import_whole
+from ._signals import signals_later
 from .certificate import PROVEN_GAP
 from .errors import InvalidArgumentError, MissingDependencyError
 from .shown import shown
@@ -24,10 +24,10 @@ from .structures.diversity import MaskDiversity
 from .tables import Table
 
 try:
-    import_whole("matplotlib.pyplot")
-    from matplotlib import pyplot
-    from matplotlib.colors import ListedColormap
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+    with signals_later():
+        from matplotlib import pyplot
+        from matplotlib.colors import ListedColormap
+        from matplotlib.ticker import MaxNLocator, PercentFormatter
 except ModuleNotFoundError as error:
     if error.name != "matplotlib":
         raise
