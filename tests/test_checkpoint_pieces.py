@@ -14,7 +14,7 @@ import transmask as tm
 from transmask.checkpoint import plan_pruning, prune_checkpoint, read_masks
 from transmask.checkpoint.pieces import cut_into_pieces
 from transmask.pipeline import in_order
-from transmask.solvers import PrimalDual
+from transmask.solvers import Enumeration, PrimalDual, SolverInfo
 
 
 @given(
@@ -82,15 +82,40 @@ def test_pieces_of_any_size_give_the_same_files(tmp_path, monkeypatch, limit, th
     assert np.array_equal(new["bias"], TENSORS["bias"])
 
 
-def test_a_nan_in_a_later_piece_is_named_by_its_place_in_the_tensor(tmp_path, monkeypatch):
-    monkeypatch.setattr(PrimalDual, "chunk_entries", 100)
+def test_a_nan_in_a_later_piece_is_found_by_what_the_error_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(PrimalDual, "chunk_entries", 720)
     weights = TENSORS["linear.weight"].copy()
     weights[150, 3] = weights[190, 80] = np.nan
     write_safetensors(tmp_path / "m.safetensors", {"w": weights})
-    text = r"tensor 'w': `weights` must be finite, got 2 of 18270 entries .* the first at index \(150, 3\): nan"
+    text = (
+        r"tensor 'w', the part that begins at index \(144, 0\): `weights` must be finite, got 1 of 720 entries NaN or "
+        r"infinite, the first at index \(6, 3\): nan"
+    )
     with pytest.raises(tm.InvalidArgumentError, match=text):
         prune_checkpoint(plan_pruning(tmp_path / "m.safetensors", "2:4"), tmp_path / "new.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+class BreaksTheLast(Enumeration):
+    """Keeps everything in the block that holds a 99."""
+
+    chunk_entries = 128
+    info = SolverInfo("breaks", "BreaksTheLast", "exact", ("exactly", "at_most"), None, "numpy", "unpublished")
+
+    def solve_scores(self, scores, pattern, constraint):
+        return super().solve_scores(scores, pattern, constraint) | (scores == 99).any(axis=(1, 2), keepdims=True)
+
+
+def test_a_line_that_a_solver_breaks_is_found_by_what_the_error_says(tmp_path):
+    weights = np.random.default_rng(0).random((64, 16), np.float32)
+    weights[41, 2] = 99
+    write_safetensors(tmp_path / "m.safetensors", {"w": weights})
+    where = r"tensor 'w', the part that begins at index \(40, 0\)"
+    text = where + ": `solver` 'breaks' .* but row 0, columns 0 to 3 keeps 4"
+    with pytest.raises(tm.SolverError, match=text):
+        prune_checkpoint(
+            plan_pruning(tmp_path / "m.safetensors", "2:4", solver=BreaksTheLast()), tmp_path / "new.safetensors"
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

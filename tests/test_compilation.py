@@ -114,18 +114,12 @@ def test_star_import_leaves_the_builtin_compile_alone():
             "must hold dtypes of weights, got 'complex64'",
         ),
         (["2:4"], {"dtypes": ["float33"]}, tm.InvalidTypeError, "got 'float33'. For example 'float32'"),
+        (["2:4"], {"solvers": []}, tm.InvalidArgumentError, "`solvers` must not be empty"),
+        (["2:4"], {"dtypes": []}, tm.InvalidArgumentError, "`dtypes` must not be empty"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_anything_compiles(patterns, options, kind, message):
     compiled = []
     with while_compiling(compiled.append), pytest.raises(kind, match=message):
         tm.precompile(*patterns, **options)
-    assert not compiled
-
-
-def test_an_empty_list_compiles_nothing():
-    compiled = []
-    with while_compiling(compiled.append):
-        tm.precompile("2:4", solvers=[])
-        tm.precompile("2:4", dtypes=[])
     assert not compiled

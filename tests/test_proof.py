@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import transmask as tm
 from transmask.certificate import proof as proof_module
 from transmask.certificate.proof import prove
+from transmask.solvers import Greedy, SolverInfo
 
 PATTERNS = [(2, 4), (1, 4), (3, 5), (4, 8), (6, 9), (8, 16), (0, 3), (3, 3), (16, 32), (20, 64), (1, 3)]
 
@@ -266,3 +267,64 @@ def test_negative_duals_prove_nothing_at_most():
 def test_a_mask_of_other_bytes_than_0_and_1_counts_as_numpy_counts_it():
     mask = (np.eye(4, dtype=np.uint8) * 7).view(np.bool_)
     assert tm.certify(np.ones((4, 4)), mask, "1:4").kept == 4
+
+
+@pytest.mark.parametrize("shift", [1e3, 1e10, 1e16, 1e17, 1e200, 1e300])
+def test_duals_that_are_far_apart_prove_no_more(shift):
+    """For "exactly" u + t and v - t have the bound of u and v; S - u - v must not lose S."""
+    scores = np.random.default_rng(0).random((8, 8))
+    mask = np.kron(np.eye(2), np.roll(np.eye(4), 1, axis=1) + np.eye(4)).astype(bool) | np.kron(
+        1 - np.eye(2), np.roll(np.eye(4), 1, axis=1) + np.eye(4)
+    ).astype(bool)
+    duals = np.full((8, 2), shift), np.full((2, 8), -shift)
+    found = tm.certify(scores, mask, "2:4", duals=duals)
+    assert found.upper_bound == pytest.approx(scores.sum())
+    assert found.unproven == 4
+
+
+def test_an_outlier_s_dual_does_not_hide_its_neighbours():
+    scores = np.array([[1e18, 1, 1, 1], [1e18, 5, 1, 1], [0, 0, 1, 0.5], [0, 0, 0.5, 1]])
+    mask = np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    duals = np.array([[1.0], [5], [1], [1]]), np.array([[1e18, 0, 0, 0]])
+    assert tm.certify(scores, mask, "1:4", constraint="at_most", duals=duals).unproven == 1
+
+
+class LeavesDuals(Greedy):
+    """Leaves duals whose floating-point bound is below the optimum."""
+
+    info = SolverInfo("leaves", "LeavesDuals", "none", ("exactly", "at_most"), None, "numpy", "unpublished")
+
+    def solve_blocks(self, blocks, pattern, *, threads, warm):
+        super().solve_blocks(blocks, pattern, threads=threads, warm=warm)
+        blocks.u[...], blocks.v[...] = 1e18, -1e18
+
+
+def test_duals_of_a_solver_are_not_trusted():
+    weights = np.random.default_rng(0).standard_normal((64, 64))
+    result = tm.solve(weights, "2:4", solver=LeavesDuals())
+    assert result.status is tm.Status.FEASIBLE
+    assert result.upper_bound == pytest.approx(tm.solve(weights, "2:4").kept)
+
+
+def test_a_bound_that_overflows_is_no_proof():
+    mask = tm.transposable_mask(np.ones((1024, 1024), np.float32), "2:4")
+    duals = np.full((1024, 256), 1e306), np.zeros((256, 1024))
+    found = tm.certify(np.ones((1024, 1024), np.float32), mask, "2:4", duals=duals)
+    assert (found.upper_bound, found.gap, found.worst_gap) == (np.inf, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("constraint", ["exactly", "at_most"])
+def test_the_bound_of_any_duals_in_exact_arithmetic(constraint):
+    """Scores, duals and what is left of both spread over many decades."""
+    rng = np.random.default_rng(8)
+    for _ in range(200):
+        scores, u, v = (10.0 ** rng.uniform(-18, 18, (4, 4)) for _ in range(3))
+        u, v = u[:, :1] * rng.choice([1, -1, 0], (4, 1)), v[:1] * rng.choice([1, -1, 0], (1, 4))
+        if rng.random() < 0.5:
+            u, v = u + v.max(), v - v.max()
+        if constraint == "at_most":
+            u, v = abs(u), abs(v)
+        mask = naive.random_mask(rng, 2, 4)
+        exact = naive.dual_bound(scores, u[:, 0], v[0], 2) - naive.kept_value(scores, mask)
+        found = prove(scores, mask, (u, v), tm.Pattern(2, 4), constraint, threads=1)
+        assert found.distance == pytest.approx(float(exact), rel=1e-13)

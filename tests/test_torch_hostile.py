@@ -5,11 +5,13 @@ import pickle
 import re
 
 import pytest
-import torch
-from torch import nn
 
-import transmask as tm
-import transmask.torch as tt
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+import transmask as tm  # noqa: E402
+import transmask.torch as tt  # noqa: E402
 
 META = torch.empty(8, 8, device="meta")
 FLOAT8 = torch.linspace(-3, 3, 64).reshape(8, 8).to(torch.float8_e4m3fn)

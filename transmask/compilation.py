@@ -90,6 +90,9 @@ def precompile(
     chosen = [Pattern.of(pattern) for pattern in patterns]
     if not chosen:
         raise InvalidArgumentError("`patterns` must hold a pattern, got none. For example precompile('2:4').")
+    for name, values in (("solvers", solvers), ("dtypes", dtypes)):
+        if not isinstance(values, str | type | np.dtype | Solver) and not list(values):
+            raise InvalidArgumentError(f"`{name}` must not be empty, got {values!r}. Leave it out for the default.")
     kinds = [_as_dtype(dtype) for dtype in ([dtypes] if isinstance(dtypes, str | type | np.dtype) else dtypes)]
     named = [solvers] if isinstance(solvers, str | Solver) else list(solvers)
     runs = [run for pattern in chosen for solver in named for run in _runs(solver, pattern)]
@@ -133,6 +136,8 @@ def _as_dtype(dtype: DTypeLike) -> np.dtype[Any]:
     import ml_dtypes  # noqa: F401, which registers those names
 
     try:
+        if dtype is None:
+            raise TypeError  # which numpy takes for float64
         found = np.dtype(dtype)
         as_weights(np.ones((1, 1)).astype(found))
     except (TypeError, ValueError):

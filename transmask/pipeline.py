@@ -17,7 +17,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
     """Call `function` on every item, on at most `threads` threads, and yield the results in order.
 
     The calling thread makes the items and uses the results meanwhile, so that reading, working and writing overlap. At
-    most ``threads + 2`` items are on their way. After an exception, wherever it is raised, no further item begins.
+    most ``threads + 2`` items are on their way. After an exception, which is raised when its item's turn comes, no
+    further item is made, and those on their way are dropped or finished.
 
     Parameters
     ----------

@@ -8,6 +8,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from .certificate import relative_gap
 from .pattern import Constraint, Pattern
 
 __all__ = ["MaskResult", "Status"]
@@ -18,7 +19,8 @@ class Status(Enum):
 
     OPTIMAL = "optimal"
     """No mask of the same pattern and constraint keeps more: the certificate proves it, block by block, to 1e-12 of
-    what a block keeps. An outlier does not hide what its neighbours lose; see `MaskResult.unproven`."""
+    what a block keeps. An outlier does not hide what its neighbours lose, unless a block keeps at least as many huge
+    weights as others; see `MaskResult.unproven`."""
 
     FEASIBLE = "feasible"
     """The mask holds its constraint; `gap` bounds what a better one could gain."""
@@ -88,7 +90,7 @@ class MaskResult:
     @property
     def gap(self) -> float:
         """The fraction of the upper bound that a better mask could still gain, at least 0."""
-        return max(0.0, (self.upper_bound - self.kept) / self.upper_bound) if self.upper_bound > 0 else 0.0
+        return relative_gap(self.kept, self.upper_bound)
 
     @property
     def status(self) -> Status:

@@ -16,15 +16,20 @@ from .pattern import Constraint, Pattern
 from .solvers import Solver
 from .solvers._base import is_built_in
 
-__all__ = ["check_solver", "naming", "refuse_masks", "solve_matrices"]
+__all__ = ["check_block_side", "check_solver", "naming", "refuse_masks", "solve_matrices"]
 
 LARGEST_M = 4096  # a block of this side takes 128 MB of float64
 
 
-def check_solver(shape: tuple[int, ...], pattern: Pattern, constraint: Constraint, solver: Solver) -> None:
-    """Raise UnsupportedPatternError if `solver` cannot answer the blocks of a (..., R, C) shape, cut ones included."""
+def check_block_side(pattern: Pattern) -> None:
+    """Raise UnsupportedPatternError if a block of a pattern is too large to work on."""
     if pattern.m > LARGEST_M:
         raise UnsupportedPatternError(f"`pattern` must have M of at most {LARGEST_M}, got '{pattern}'.")
+
+
+def check_solver(shape: tuple[int, ...], pattern: Pattern, constraint: Constraint, solver: Solver) -> None:
+    """Raise UnsupportedPatternError if `solver` cannot answer the blocks of a (..., R, C) shape, cut ones included."""
+    check_block_side(pattern)
     for used in constraints_used(shape, pattern.m, constraint):
         solver.check(pattern, used)
 
@@ -76,6 +81,8 @@ def solve_matrices(
             solver.solve_blocks(blocks, pattern, threads=threads, warm=warm)
     if is_built_in(solver):
         return
+    bits = mask.view(np.uint8)  # a bool array made by a view may hold other bytes than 0 and 1
+    np.not_equal(bits, 0, out=mask)
     refuse_masks(mask, pattern, constraint, solver)
 
 

@@ -9,6 +9,6 @@ What proves (bound, proof, kernel) shares no code with a solver.
 """
 
 from .bound import Certificate, certify, certify_matrices
-from .proof import PROVEN_GAP
+from .proof import PROVEN_GAP, add_up, relative_gap
 
-__all__ = ["PROVEN_GAP", "Certificate", "certify", "certify_matrices"]
+__all__ = ["PROVEN_GAP", "Certificate", "add_up", "certify", "certify_matrices", "relative_gap"]

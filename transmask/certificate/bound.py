@@ -27,9 +27,10 @@ from ..blocks import Duals, empty_duals
 from ..check import check_mask
 from ..errors import InvalidArgumentError, InvalidTypeError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
+from ..solving import check_block_side
 from ..threads import resolve_threads
 from .duals import exact_duals, is_within_reach, search_duals
-from .proof import LARGEST_DUAL, Proof, prove
+from .proof import LARGEST_DUAL, Proof, prove, relative_gap
 
 __all__ = ["Certificate", "certify", "certify_matrices"]
 
@@ -73,7 +74,7 @@ class Certificate:
     @property
     def gap(self) -> float:
         """The fraction of the upper bound that a better mask could still gain, at least 0."""
-        return max(0.0, (self.upper_bound - self.kept) / self.upper_bound) if self.upper_bound > 0 else 0.0
+        return relative_gap(self.kept, self.upper_bound)
 
 
 def certify(
@@ -136,6 +137,7 @@ def certify(
     if kept.shape != array.shape:
         raise InvalidArgumentError(f"`mask` must have the shape of the weights, {array.shape}, got {kept.shape}.")
     matrix_axes, n_threads = as_axes(axes, array.ndim), resolve_threads(threads)
+    check_block_side(chosen)
     views = matrix_view(array, matrix_axes), matrix_view(kept, matrix_axes)
     if duals is None:
         used = empty_duals(views[0].shape, chosen.m)
@@ -177,7 +179,7 @@ def certify_matrices(
     problem = weights, mask, duals, pattern, constraint
     within_reach = is_within_reach(pattern, constraint)
     proof = None
-    if not within_reach or duals[0].any() or duals[1].any():
+    if not within_reach or _are_left(duals):
         proof = prove(*problem, threads=threads)
         if proof.broken or not proof.unproven:
             return proof
@@ -194,6 +196,11 @@ def certify_matrices(
         return proof
     search_duals(parts, pattern, constraint, near_only=within_reach, threads=threads)
     return prove(*problem, threads=threads)
+
+
+def _are_left(duals: Duals) -> bool:
+    """Tell whether a solver has left dual variables; the first few tell, where they are not zeros."""
+    return any(bool(array.flat[:256].any() or array.any()) for array in duals)
 
 
 def _as_duals(duals: tuple[ArrayLike, ArrayLike], shape: tuple[int, ...], m: int) -> Duals:

@@ -125,14 +125,22 @@ class CertifiedBlocks:
 
     def distance(self) -> Floats:
         """bound(u, v) - kept for each block, as a sum of non-negative terms; see `bound`."""
-        reduced = self.scores - self.u[:, :, None]
-        reduced -= self.v[:, None, :]
+        part, from_rows = two_differences(self.scores, self.u[:, :, None])
+        reduced, from_columns = two_differences(part, self.v[:, None, :])
+        reduced += from_rows + from_columns
         np.negative(reduced, out=reduced, where=self.mask)
         distance: Floats = np.maximum(reduced, 0.0, out=reduced).sum(axis=(1, 2))
         if self.at_most:
             distance += (self.u * (self.n - self.mask.sum(axis=2))).sum(axis=1)
             distance += (self.v * (self.n - self.mask.sum(axis=1))).sum(axis=1)
         return distance
+
+
+def two_differences(minuend: Floats, subtrahend: Floats) -> tuple[Floats, Floats]:
+    """Return the rounded difference and what it lost, by Knuth's TwoSum."""
+    difference = minuend - subtrahend
+    taken = difference - minuend
+    return difference, (minuend - (difference - taken)) - (subtrahend + taken)
 
 
 def shortest_path_duals(blocks: CertifiedBlocks) -> Duals:
@@ -209,10 +217,14 @@ def alternating_duals(blocks: CertifiedBlocks) -> Duals:
 
 def linear_program_duals(scores: Floats, n: int, *, at_most: bool) -> Duals:
     """Duals of the linear program of one (M, M) block, from HiGHS; milliseconds, so only where sweeps stall."""
-    linprog = import_whole("scipy.optimize").linprog  # here: `import transmask` loads numpy and nothing heavier
+    linprog, sparse = (
+        import_whole("scipy.optimize").linprog,
+        import_whole("scipy.sparse"),
+    )  # here: `import transmask` loads numpy and nothing heavier
 
     m = len(scores)
-    lines = np.concatenate([np.repeat(np.eye(m), m, axis=1), np.tile(np.eye(m), m)])
+    eye, ones = sparse.eye_array(m), np.ones((1, m))
+    lines = sparse.vstack([sparse.kron(eye, ones), sparse.kron(ones, eye)], format="csr")
     exponent = 30 - int(np.frexp(scores.max())[1])  # HiGHS' tolerance of 1e-7 is absolute
     costs, limits = -np.ldexp(scores, exponent).ravel(), np.full(2 * m, n)
     if at_most:

@@ -5,7 +5,7 @@ than N), the distance from the mask to the bound is a sum of non-negative terms,
 
     bound - kept = sum_{X=1} max(0, -r) + sum_{X=0} max(0, r) + sum_i u_i (N - X_i.) + sum_j v_j (N - X_.j)
 
-Blocks cut by an edge need no padding: lines that do not exist have duals of 0 and no scores.
+each of them rounded once. Blocks cut by an edge need no padding: lines that do not exist have duals of 0 and no scores.
 
 Every loop over entries runs along a row, on arrays of one axis, so that it becomes vector instructions; that halves the
 time of the proof. Sums over the columns of one block, whose additions wait for each other, are taken only where a block
@@ -126,9 +126,12 @@ def _set_floors(floors, block_floors, m, at_most):
 @inner_kernel
 def _make_valid(duals, floors):
     """Overwrite the duals that are below their floor, infinite or NaN with 0."""
+    valid = True
     for line in range(len(duals)):
-        valid = (duals[line] >= floors[line]) & (duals[line] <= LARGEST_DUAL)
-        duals[line] = duals[line] if valid else 0.0
+        valid &= (duals[line] >= floors[line]) & (duals[line] <= LARGEST_DUAL)
+    for line in range(0 if valid else len(duals)):
+        if not floors[line] <= duals[line] <= LARGEST_DUAL:
+            duals[line] = 0.0
 
 
 @inner_kernel
@@ -189,10 +192,20 @@ def _count_words(words, per_block, counts):
 
 @inner_kernel
 def _judge(weights, mask, row_duals, column_duals, total, kept, distance, counts):
-    """Add the entries of a row to the sums of their columns."""
+    """Add the entries of a row to the sums of their columns.
+
+    S - u - v is exact but for its last rounding: what the two subtractions lose is found by Knuth's TwoSum and added.
+    Else duals of 1e16 and -1e16, which are valid, would hide scores around 1 and prove what is not true.
+    """
     for j in range(len(weights)):
         score, keep = np.float64(abs(weights[j])), mask[j]
-        reduced = score - row_duals[j] - column_duals[j]
+        part = score - row_duals[j]
+        taken = part - score
+        lost = (score - (part - taken)) - (row_duals[j] + taken)
+        reduced = part - column_duals[j]
+        taken = reduced - part
+        lost += (part - (reduced - taken)) - (column_duals[j] + taken)
+        reduced += lost
         total[j] += score
         kept[j] += score if keep else 0.0
         distance[j] += max(0.0, -reduced if keep else reduced)

@@ -13,8 +13,8 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arguments import as_weights
 from .._typing import Array
+from ..certificate import add_up, relative_gap
 from ..errors import InvalidArgumentError, TransmaskError
 from ..masks import prepare, solve_array
 from ..pipeline import in_order
@@ -225,22 +225,24 @@ class _Run:
     def _sizes(self, tensor: TensorInfo) -> Iterator[int]:
         return map(math.prod, self._shapes(tensor))
 
-    def _read(self) -> Iterator[tuple[TensorInfo, Array]]:
+    def _read(self) -> Iterator[tuple[TensorInfo, int, Array]]:
         """Read the pieces of all planned tensors in order; the first of a dtype has its solver compiled."""
         prepared = set()
         for tensor in self.plan.checkpoint.tensors:
             if tensor.name not in self.axes:
                 continue
             stretches = self.plan.checkpoint.stretches(tensor, self._sizes(tensor))
+            start = 0
             for shape, entries in zip(self._shapes(tensor), stretches, strict=True):
                 if entries.dtype not in prepared:
                     prepared.add(entries.dtype)
                     prepare(self.plan.solver, self.plan.pattern, self.plan.constraint, entries.dtype)
-                yield tensor, entries.reshape(shape)
+                yield tensor, start, entries.reshape(shape)
+                start += entries.size
 
-    def _solve(self, item: tuple[TensorInfo, Array]) -> _Piece:
-        """Solve and prove a piece, and write zeros into it; name the tensor in what is wrong with it."""
-        tensor, weights = item
+    def _solve(self, item: tuple[TensorInfo, int, Array]) -> _Piece:
+        """Solve and prove a piece, and write zeros into it; name the tensor and the place in what is wrong with it."""
+        tensor, start, weights = item
         try:
             result = solve_array(
                 weights,
@@ -250,11 +252,9 @@ class _Run:
                 axes=self.axes[tensor.name],
                 threads=1,
             )
-        except InvalidArgumentError as error:
-            whole = self.plan.checkpoint.read(tensor)  # so that counts and places are those of the tensor
-            raise _named(tensor, _refusal(whole) or error) from None
         except TransmaskError as error:
-            raise _named(tensor, error) from None
+            place = "" if weights.size == tensor.size else f", the part that begins at index {_index(tensor, start)}"
+            raise type(error)(f"tensor {tensor.name!r}{place}: {error}") from None
         if self.apply:
             np.copyto(weights, 0, where=~result.mask)
         return _Piece(
@@ -268,7 +268,7 @@ class _Run:
 def _outcome(tensor: TensorInfo, axes: tuple[int, int], pieces: list[_Sums]) -> PrunedTensor:
     """Add up the pieces of a tensor."""
     kept, total, bound, seconds = (
-        math.fsum(getattr(piece, name) for piece in pieces) for name in ("kept", "total", "upper_bound", "seconds")
+        add_up(getattr(piece, name) for piece in pieces) for name in ("kept", "total", "upper_bound", "seconds")
     )
     return PrunedTensor(
         tensor=tensor,
@@ -276,22 +276,13 @@ def _outcome(tensor: TensorInfo, axes: tuple[int, int], pieces: list[_Sums]) -> 
         kept=kept,
         total=total,
         upper_bound=bound,
-        gap=max(0.0, (bound - kept) / bound) if bound > 0 else 0.0,
+        gap=relative_gap(kept, bound),
         unproven=sum(piece.unproven for piece in pieces),
         n_blocks=sum(piece.n_blocks for piece in pieces),
         seconds=seconds,
     )
 
 
-def _named(tensor: TensorInfo, error: TransmaskError) -> TransmaskError:
-    """Name the tensor in an error."""
-    return type(error)(f"tensor {tensor.name!r}: {error}")
-
-
-def _refusal(weights: Array) -> InvalidArgumentError | None:
-    """Return what is wrong with the weights of a tensor, if anything is."""
-    try:
-        as_weights(weights)
-    except InvalidArgumentError as error:
-        return error
-    return None
+def _index(tensor: TensorInfo, entry: int) -> tuple[int, ...]:
+    """Return where an entry lies that is counted in C order."""
+    return tuple(int(index) for index in np.unravel_index(entry, tensor.shape))

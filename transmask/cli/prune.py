@@ -171,6 +171,8 @@ def _outcome(outcome: PrunedTensor) -> dict[str, Any]:
 
 def _summary(outcomes: list[PrunedTensor]) -> dict[str, Any]:
     """Add up the tensors."""
+    from ..certificate import relative_gap
+
     kept, total, bound = (
         math.fsum(getattr(outcome, name) for outcome in outcomes) for name in ("kept", "total", "upper_bound")
     )
@@ -178,7 +180,7 @@ def _summary(outcomes: list[PrunedTensor]) -> dict[str, Any]:
         "tensors": len(outcomes),
         "weights": sum(outcome.tensor.size for outcome in outcomes),
         "kept_fraction": kept / total if total else 1.0,
-        "gap": max(0.0, (bound - kept) / bound) if bound else 0.0,
+        "gap": relative_gap(kept, bound),
         "worst_gap": max(outcome.gap for outcome in outcomes),
         "unproven_blocks": sum(outcome.unproven for outcome in outcomes),
         "solver_seconds": math.fsum(outcome.seconds for outcome in outcomes),
