@@ -15,6 +15,7 @@ every row of the table.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from .._imports import import_whole
@@ -98,7 +99,7 @@ def as_solver(solver: str | Solver, pattern: Pattern, constraint: Constraint) ->
         raise InvalidTypeError(f"`solver` must be a name or an instance of Solver, got {solver!r}.{hint}")
     name = choose_solver(pattern, constraint) if solver == "auto" else solver
     if name in TABLE:
-        instance: Solver = getattr(import_whole(f".{name}", __name__), TABLE[name].class_name)()
+        instance = _built_in_class(name)()
     elif name in plugin_names():
         instance = load_plugin(name)()
     else:
@@ -106,8 +107,15 @@ def as_solver(solver: str | Solver, pattern: Pattern, constraint: Constraint) ->
     return instance
 
 
+@cache
+def _built_in_class(name: str) -> type[Solver]:
+    """Import a built-in solver."""
+    found: type[Solver] = getattr(import_whole(f".{name}", __name__), TABLE[name].class_name)
+    return found
+
+
 def __getattr__(name: str) -> Any:
     for info in TABLE.values():
         if info.class_name == name:
-            return getattr(import_whole(f".{info.name}", __name__), name)
+            return _built_in_class(info.name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -286,13 +286,13 @@ def test_a_file_that_is_not_there(tmp_path):
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".npy"])
 def test_a_file_that_shrinks_after_it_was_opened(tmp_path, suffix):
     path = tmp_path / f"m{suffix}"
-    weights = np.random.default_rng(0).standard_normal((8, 8))
+    weights = np.random.default_rng(0).standard_normal((64, 64))
     if suffix == ".safetensors":
         write_safetensors(path, {"w": weights})
     else:
         np.savez(path, w=weights) if suffix == ".npz" else np.save(path, weights)
     plan = plan_pruning(path, "2:4")
-    path.write_bytes(path.read_bytes()[:-200])
+    os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(tm.CheckpointError, match=r"changed while it was read|damaged"):
         prune_checkpoint(plan, tmp_path / f"new{suffix}")
     assert list(files_in(tmp_path)) == [path.name]

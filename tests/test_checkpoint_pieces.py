@@ -1,6 +1,7 @@
 """A tensor is pruned piece by piece; where it is cut changes neither masks nor sums nor what is said of its errors."""
 
 import math
+import pickle
 import threading
 
 import ml_dtypes
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import transmask as tm
-from transmask.checkpoint import plan_pruning, prune_checkpoint, read_masks
+from transmask.checkpoint import open_checkpoint, plan_pruning, prune_checkpoint, read_masks
 from transmask.checkpoint.pieces import cut_into_pieces
 from transmask.pipeline import in_order
 from transmask.solvers import Enumeration, PrimalDual, SolverInfo
@@ -127,7 +128,7 @@ def test_results_come_in_order_and_few_items_are_on_their_way(threads):
             made.append(number)
             yield number
 
-    for result in in_order(lambda number: -number, items(), threads):
+    for result in in_order(lambda number: -number, items(), threads, is_small=lambda number: number % 3 == 0):
         assert len(made) - len(done) <= threads + 2
         done.append(result)
     assert done == [-number for number in range(50)]
@@ -135,7 +136,8 @@ def test_results_come_in_order_and_few_items_are_on_their_way(threads):
 
 @pytest.mark.parametrize("where", ["items", "function", "consumer"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_an_error_anywhere_ends_the_threads(where, threads):
+@pytest.mark.parametrize("small", [False, True])
+def test_an_error_anywhere_ends_the_threads(where, threads, small):
     begun = []
 
     def items():
@@ -153,7 +155,7 @@ def test_an_error_anywhere_ends_the_threads(where, threads):
     before = threading.active_count()
 
     def consume():
-        results = in_order(work, items(), threads)
+        results = in_order(work, items(), threads, is_small=lambda number: small and number == 20)
         try:
             for number in results:
                 if where == "consumer" and number == 20:
@@ -165,3 +167,28 @@ def test_an_error_anywhere_ends_the_threads(where, threads):
         consume()
     assert threading.active_count() == before
     assert len(begun) <= 21 + threads + 2
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "longdouble", ml_dtypes.bfloat16, ">f4"])
+def test_what_is_pruned_becomes_zero_and_the_rest_stays(tmp_path, dtype):
+    weights = np.random.default_rng(0).standard_normal((8, 12))
+    weights[0, :4] = 7, -7, 6, 6
+    weights = (10 * weights).astype(dtype)
+    np.savez(tmp_path / "m.npz", w=weights.view("V2") if dtype == ml_dtypes.bfloat16 else weights, other=np.ones(3))
+    plan = plan_pruning(tmp_path / "m.npz", "2:4")
+    prune_checkpoint(plan, tmp_path / "new.npz", masks=tmp_path / "masks.safetensors")
+    mask = read_masks(tmp_path / "masks.safetensors")["w"]
+    found = np.load(tmp_path / "new.npz")["w"].view(weights.dtype)
+    assert mask.sum() == mask.size // 2
+    assert np.array_equal(found, np.where(mask, weights, weights.dtype.type(0)))
+
+
+def test_an_archive_is_read_by_two_at_once_and_in_another_process(tmp_path):
+    arrays = {name: np.random.default_rng(i).random((64, 64)) for i, name in enumerate("ab")}
+    np.savez_compressed(tmp_path / "m.npz", **arrays)
+    checkpoint = pickle.loads(pickle.dumps(open_checkpoint(tmp_path / "m.npz")))
+    first, second = checkpoint.tensors
+    pieces = zip(checkpoint.stretches(first, [1024] * 4), checkpoint.stretches(second, [1024] * 4), strict=True)
+    found = [np.concatenate(parts) for parts in zip(*pieces, strict=True)]
+    assert np.array_equal(found[0], arrays["a"].ravel())
+    assert np.array_equal(found[1], arrays["b"].ravel())

@@ -8,7 +8,7 @@ as "at_most" on what is there, and the answer is copied back without the padding
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -174,6 +174,9 @@ def cut(
     for stack in stacks((weights, mask, *(duals or ()))):
         rows, columns = stack[0].shape[-2:]
         whole_rows, whole_columns = rows // m, columns // m
+        if rows == whole_rows * m and columns == whole_columns * m:
+            yield _grid(stack, tiles, constraint)
+            continue
         all_rows, all_columns = block_grid((rows, columns), m)
         if whole_rows and whole_columns:
             views = [_take(*pair, (0, whole_rows), (0, whole_columns)) for pair in zip(stack, tiles, strict=False)]
@@ -222,7 +225,7 @@ def _pad(array: Array, tile: tuple[int, int], block_rows: tuple[int, int], block
     return copy
 
 
-def _grid(stack: list[Array], tiles: tuple[tuple[int, int], ...], constraint: Constraint) -> Blocks:
+def _grid(stack: Sequence[Array], tiles: tuple[tuple[int, int], ...], constraint: Constraint) -> Blocks:
     """Turn (K, R, C) arrays whose sides are multiples of their tiles into grids of blocks, without a copy."""
     grids = []
     for array, (tile_rows, tile_columns) in zip(stack, tiles, strict=False):

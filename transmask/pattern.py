@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from ._arguments import as_integer
@@ -105,12 +106,7 @@ class Pattern:
         """
         if not isinstance(text, str):
             raise InvalidTypeError(f"`pattern` must be a string such as '2:4', got {text!r}.")
-        found = re.fullmatch(r"\s*(-?\d{1,18})\s*:\s*(-?\d{1,18})\s*", text, re.ASCII)
-        if found is None:
-            raise InvalidArgumentError(
-                f"`pattern` must read 'N:M', N entries kept of every M, got {text!r}. For example '2:4'."
-            )
-        return cls(int(found[1]), int(found[2]))
+        return _parse(text)
 
     @classmethod
     def from_zeros(cls, n_zeros: int, m: int) -> Pattern:
@@ -204,6 +200,17 @@ class Pattern:
         if isinstance(value, tuple) and len(value) == 2:
             return cls(*value)
         raise InvalidTypeError(f"`pattern` must be a Pattern, a string such as '2:4' or a pair (n, m), got {value!r}.")
+
+
+@lru_cache
+def _parse(text: str) -> Pattern:
+    """Read two integers with a colon between them."""
+    found = re.fullmatch(r"\s*(-?\d{1,18})\s*:\s*(-?\d{1,18})\s*", text, re.ASCII)
+    if found is None:
+        raise InvalidArgumentError(
+            f"`pattern` must read 'N:M', N entries kept of every M, got {text!r}. For example '2:4'."
+        )
+    return Pattern(int(found[1]), int(found[2]))
 
 
 PatternLike: TypeAlias = Pattern | str | tuple[int, int]

@@ -13,7 +13,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:
+def in_order(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int,
+    *,
+    is_small: Callable[[Item], bool] = lambda item: False,
+) -> Generator[Result, None, None]:
     """Call `function` on every item, on at most `threads` threads, and yield the results in order.
 
     The calling thread makes the items and uses the results meanwhile, so that reading, working and writing overlap. At
@@ -28,6 +34,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
         Consumed by the calling thread.
     threads : int
         1 does everything in the calling thread.
+    is_small : callable, optional
+        Tells of an item that it takes less time than handing it to a thread; the calling thread does those.
 
     Yields
     ------
@@ -46,7 +54,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
     with ThreadPoolExecutor(threads, thread_name_prefix="transmask") as pool:
         try:
             for item in items:
-                waiting.append(pool.submit(function, item))
+                waiting.append(_done(function, item) if is_small(item) else pool.submit(function, item))
                 if len(waiting) == threads + 2:
                     yield waiting.popleft().result()
             while waiting:
@@ -54,3 +62,13 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads:
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _done(function: Callable[[Item], Result], item: Item) -> Future[Result]:
+    """Call `function` at once, and keep what it returns or raises until its turn comes."""
+    future: Future[Result] = Future()
+    try:
+        future.set_result(function(item))
+    except Exception as error:
+        future.set_exception(error)
+    return future

@@ -66,6 +66,9 @@ Young 1954, "Iterative methods for solving partial difference equations of ellip
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
@@ -96,6 +99,9 @@ SPAN_ENTRIES = 1 << 21  # about 13 ms for Gaussian blocks at 16:32: Ctrl-C waits
 WARM_SPAN_ENTRIES = 1 << 18
 LARGEST_CONFIRMED_M = 16  # half a sweep settles 84 of 100 blocks at M = 16, but 44 at M = 32, which gains nothing
 
+_NO_DUALS = np.empty((0, 0, 0, 0))
+_KEPT_MEMORY: dict[int, ThreadMemory] = {}  # one for each block side, for the next call: making it takes 20 us
+
 
 class PrimalDual(Solver):
     """Solve blocks by alternating dual minimisation and shortest paths; see the module's docstring.
@@ -114,9 +120,7 @@ class PrimalDual(Solver):
 
     def prepare(self, pattern: Pattern, constraint: Constraint, dtype: DTypeLike) -> None:
         """Solve a block of zeros of this dtype, for which code of its own is generated; see `Solver.prepare`."""
-        blocks = np.zeros((1, 1, 1, pattern.m, pattern.m), dtype)
-        nothing = Blocks(blocks, np.zeros(blocks.shape, np.bool_), None, None, constraint)
-        self.solve_blocks(nothing, pattern, threads=1, warm=False)
+        _prepare(pattern, constraint, np.dtype(dtype))
 
     def solve_blocks(self, blocks: Blocks, pattern: Pattern, *, threads: int, warm: bool) -> None:
         """Solve a grid of blocks in place; see `Solver.solve_blocks`."""
@@ -144,6 +148,13 @@ class PrimalDual(Solver):
         return mask
 
 
+@cache
+def _prepare(pattern: Pattern, constraint: Constraint, dtype: np.dtype[Any]) -> None:
+    blocks = np.zeros((1, 1, 1, pattern.m, pattern.m), dtype)
+    nothing = Blocks(blocks, np.zeros(blocks.shape, np.bool_), None, None, constraint)
+    PrimalDual().solve_blocks(nothing, pattern, threads=1, warm=False)
+
+
 def _rows_are_contiguous(grid: Array) -> bool:
     """Tell whether kernels can address a (K, Br, Bc, M, M) view in place."""
     rows = grid.shape[-1] == 1 or grid.strides[-1] == grid.itemsize
@@ -169,7 +180,8 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
     grid = _grid(blocks)
     kernels = pattern_kernels(pattern.n, m, blocks.weights.dtype.type.__name__)  # .name takes 2 us
     problem = Problem(kernels, perturbation(m), blocks.constraint == "at_most")
-    spare: list[ThreadMemory] = []  # of threads that are between two spans
+    kept = _KEPT_MEMORY.pop(m, None)
+    spare = [] if kept is None else [kept]  # of threads that are between two spans
 
     def solve_small(first: int, own: ThreadMemory) -> None:
         last = min(first + span, blocks.count)
@@ -199,6 +211,8 @@ def _solve_in_place(blocks: Blocks, pattern: Pattern, threads: int, warm: bool) 
     if confirm:  # what it leaves is still in the cache when it is solved
         span = min(span, max(LANES, WARM_SPAN_ENTRIES // m**2))
     run_parallel(solve, range(0, blocks.count, span), threads)
+    if spare:
+        _KEPT_MEMORY[m] = spare[0]
 
 
 def _span(count: int, m: int, threads: int) -> int:
@@ -214,20 +228,19 @@ def half_sweep_limit(m: int) -> int:
 
 def _grid(blocks: Blocks) -> Grid:
     """Describe the blocks to kernels."""
-    nothing = np.empty((0, 0, 0, 0))
-    arrays = blocks.weights, blocks.mask, *(nothing if duals is None else duals for duals in (blocks.u, blocks.v))
-    strides = np.array([[stride // array.itemsize for stride in array.strides[:4]] for array in arrays], np.int64)
-    weights = _flat(blocks.weights, writeable=False).view(np.uint8)
-    mask, u, v = (_flat(array, writeable=True) for array in arrays[1:])
+    arrays = blocks.weights, blocks.mask, *(_NO_DUALS if duals is None else duals for duals in (blocks.u, blocks.v))
+    strides = np.array([stride // array.itemsize for array in arrays for stride in array.strides[:4]], np.int64)
+    weights, mask, u, v = map(_flat, arrays)
+    weights.flags.writeable = False
     block_rows, block_columns = blocks.weights.shape[1:3]
-    return Grid(weights, mask, u, v, strides, block_rows, block_columns)
+    return Grid(weights.view(np.uint8), mask, u, v, strides.reshape(4, 4), block_rows, block_columns)
 
 
-def _flat(grid: Array, *, writeable: bool) -> Array:
+def _flat(grid: Array) -> Array:
     """View the memory that a grid spans as one axis."""
     if grid.size == 0:
-        return np.empty(0, grid.dtype) if writeable else as_strided(np.empty(0, grid.dtype), writeable=False)
-    length = (
-        1 + sum((size - 1) * stride for size, stride in zip(grid.shape, grid.strides, strict=True)) // grid.itemsize
-    )
-    return as_strided(grid, (length,), (grid.itemsize,), writeable=writeable)
+        return grid.reshape(-1)
+    if grid.ndim == 5 and (rows := grid.transpose(0, 1, 3, 2, 4)).flags.c_contiguous:
+        return rows.reshape(-1)  # whole matrices: as_strided takes 5 us
+    last = sum((size - 1) * stride for size, stride in zip(grid.shape, grid.strides, strict=True)) // grid.itemsize
+    return as_strided(grid, (last + 1,), (grid.itemsize,))

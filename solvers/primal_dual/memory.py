@@ -218,7 +218,7 @@ def aligned(entries: int, dtype: type[np.generic]) -> NDArray:
     """Allocate memory that starts at a whole vector."""
     size = entries * np.dtype(dtype).itemsize
     memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64
+    start = -memory.__array_interface__["data"][0] % 64
     return memory[start : start + size].view(dtype)
 
 

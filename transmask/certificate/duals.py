@@ -17,7 +17,8 @@ from .._imports import import_whole
 from .._typing import Array
 from ..blocks import Blocks, Duals, cut, empty_duals
 from ..pattern import Constraint, Pattern
-from ..solvers import as_solver, exact_solvers
+from ..solvers import as_solver
+from ..solvers._table import TABLE
 from ..solving import solve_matrices
 from ..threads import run_parallel
 from .proof import NEAR_GAP, PROVEN_GAP, Part
@@ -32,7 +33,7 @@ Floats = NDArray[np.float64]
 
 def is_within_reach(pattern: Pattern, constraint: Constraint) -> bool:
     """Tell whether `exact_duals` takes a pattern."""
-    return 0 < pattern.n < pattern.m and "primal_dual" in exact_solvers(pattern, constraint)
+    return 0 < pattern.n < pattern.m and TABLE["primal_dual"].refusal(pattern, constraint) is None
 
 
 def exact_duals(weights: Array, pattern: Pattern, constraint: Constraint, *, threads: int) -> Duals:

@@ -93,42 +93,45 @@ class NpzCheckpoint(Checkpoint):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = (path,)
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            self._members = {member.filename.removesuffix(".npy"): member for member in members}
-            if len(self._members) != len(members):
-                raise CheckpointError(f"{str(path)!r} must name each array once, got a name twice.")
-            self.tensors = tuple(self._describe(archive, name) for name in self._members)
+        self._archive = zipfile.ZipFile(path)  # opened once: that takes time for every array it holds
+        members = self._archive.infolist()
+        self._members = {member.filename.removesuffix(".npy"): member for member in members}
+        if len(self._members) != len(members):
+            raise CheckpointError(f"{str(path)!r} must name each array once, got a name twice.")
+        self.tensors = tuple(map(self._describe, self._members))
 
-    def _describe(self, archive: zipfile.ZipFile, name: str) -> TensorInfo:
+    def __reduce__(self) -> tuple[type[NpzCheckpoint], tuple[Path]]:
+        return type(self), (self.path,)
+
+    def _describe(self, name: str) -> TensorInfo:
         """Read the header of one member; what is not an array is only ever copied."""
         if not self._members[name].filename.endswith(".npy"):
             return TensorInfo(name, (), "no array", None)
-        with archive.open(self._members[name]) as file:
+        with self._archive.open(self._members[name]) as file:
             tensor, _ = _read_header(name, file, self.path)
             _check_size(tensor, file, self._members[name].file_size, self.path)
         return tensor
 
     def read(self, tensor: TensorInfo) -> Array:
         """Read one array; see `Checkpoint.read`."""
-        with zipfile.ZipFile(self.path) as archive, archive.open(self._members[tensor.name].filename) as file:
+        with self._archive.open(self._members[tensor.name].filename) as file:
             return _read_array(tensor, file, self)
 
     def stretches(self, tensor: TensorInfo, sizes: Iterable[int]) -> Iterator[Array]:
         """Read one array stretch by stretch; see `Checkpoint.stretches`."""
-        with zipfile.ZipFile(self.path) as archive, archive.open(self._members[tensor.name].filename) as file:
+        with self._archive.open(self._members[tensor.name].filename) as file:
             yield from _read_stretches(tensor, file, self, sizes)
 
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write the file again; see `Checkpoint.rewrite`."""
-        with zipfile.ZipFile(self.path) as archive, zipfile.ZipFile(target, "w") as out:
-            out.comment = archive.comment
+        with zipfile.ZipFile(target, "w") as out:
+            out.comment = self._archive.comment
             for tensor in self.tensors:
                 stretches = replace(tensor)
                 old = self._members[tensor.name]
                 new = zipfile.ZipInfo(old.filename, old.date_time)
                 new.compress_type, new.external_attr = old.compress_type, old.external_attr
-                with out.open(new, "w", force_zip64=True) as member, archive.open(old.filename) as source:
+                with out.open(new, "w", force_zip64=True) as member, self._archive.open(old.filename) as source:
                     if stretches is None:
                         copy_bytes(source, member, old.file_size)
                     else:

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import safe_open
 
 from ..blocks import Array
-from ._base import Checkpoint, Replace, TensorInfo, copy_bytes, write_from
+from ._base import Checkpoint, Replace, TensorInfo, copy_bytes, set_aside, write_from
 from ._record import PruneRecord, parse_object
 
 __all__ = ["METADATA_KEY", "SafetensorsCheckpoint", "write_header"]
@@ -102,12 +102,13 @@ class SafetensorsCheckpoint(Checkpoint):
         with open(self.path, "rb") as source, open(target, "wb") as out:
             write_header(out, self._header, metadata)
             for tensor in self.tensors:
+                begin, end = self._header[tensor.name]["data_offsets"]
+                set_aside(out, end - begin)
                 stretches = replace(tensor)
                 if stretches is not None:
                     for entries in stretches:
                         write_from(out, entries)
                     continue
-                begin, end = self._header[tensor.name]["data_offsets"]
                 source.seek(self._start + begin)
                 if copy_bytes(source, out, end - begin) != end - begin:
                     raise self.changed(self.path)

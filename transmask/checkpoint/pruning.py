@@ -147,6 +147,10 @@ def prune_checkpoint(
     return run.outcomes
 
 
+SMALL = 1 << 15
+"""Entries of a piece that is solved before a thread has taken it."""
+
+
 class _Sums(NamedTuple):
     """What is added up over the pieces of a tensor; see `PrunedTensor`."""
 
@@ -178,7 +182,7 @@ class _Run:
         self.staging = staging
         self.masks: BinaryIO | None = None
         self.outcomes: list[PrunedTensor] = []
-        self._pieces = in_order(self._solve, self._read(), threads)
+        self._pieces = in_order(self._solve, self._read(), threads, is_small=_is_small)
 
     def close(self) -> None:
         """End the threads; what they have begun is finished first."""
@@ -256,13 +260,26 @@ class _Run:
             place = "" if weights.size == tensor.size else f", the part that begins at index {_index(tensor, start)}"
             raise type(error)(f"tensor {tensor.name!r}{place}: {error}") from None
         if self.apply:
-            np.copyto(weights, 0, where=~result.mask)
+            _keep(weights, result.mask)
         return _Piece(
             tensor,
             weights.reshape(-1) if self.apply else None,
             result.mask if self.masks is not None else None,
             _Sums(*(getattr(result, name) for name in _Sums._fields)),
         )
+
+
+def _is_small(item: tuple[TensorInfo, int, Array]) -> bool:
+    return item[2].size < SMALL
+
+
+def _keep(weights: Array, mask: NDArray[np.bool_]) -> None:
+    """Write zeros where the mask does not keep, as integers: np.copyto takes 20 times as long."""
+    if weights.itemsize > 8:  # long doubles
+        np.copyto(weights, 0, where=~mask)
+        return
+    bits = weights.view(f"u{weights.itemsize}")
+    np.multiply(bits, mask.view(np.uint8), out=bits)
 
 
 def _outcome(tensor: TensorInfo, axes: tuple[int, int], pieces: list[_Sums]) -> PrunedTensor:

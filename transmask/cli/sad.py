@@ -79,7 +79,7 @@ class _Source:
             self.pruned = list(self._checkpoint.record.axes)
         elif self._checkpoint.is_named_after_file:  # two files never share a name
             self._tensors = dict(zip(["array"], self._tensors.values(), strict=False))
-        self.names = self.pruned if self._masks is not None else list(self._tensors)
+        self.names = dict.fromkeys(self.pruned if self._masks is not None else self._tensors)
 
     def mask(self, name: str) -> NDArray[np.bool_]:
         """Read which entries of a tensor are kept."""
