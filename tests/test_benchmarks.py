@@ -113,3 +113,13 @@ def test_two_versions_are_timed_in_turn():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines()[2:]]
     assert {"2:4, 1 threads", "2:4, rank one", "2:4, greedy", "2:4, warm start"} <= {row[0] for row in rows}
     assert all(float(cell) > 0 for row in rows for cell in row[1:])
+
+
+def test_pruning_a_checkpoint_is_timed_against_a_copy(tmp_path):
+    command = "-m benchmarks.checkpoint --gigabytes 0.0001 --rounds 1"
+    done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    size, *seconds, ratio = done.stdout.splitlines()
+    assert size.startswith("0.00 GB, 2:4, 1 rounds")
+    assert [line.partition(":")[0] for line in seconds] == ["cp", "transmask prune"]
+    assert float(ratio.split()[-1]) > 1
