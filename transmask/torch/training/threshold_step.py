@@ -51,8 +51,8 @@ def step(distance: Tensor) -> Tensor:
 def step_derivative(distance: Tensor) -> Tensor:
     """Return H(x) entry by entry."""
     size = distance.abs()
-    near = 2 - 4 * size
-    return torch.where(size <= 0.4, near, torch.where(size <= 1, 0.4, 0.0).to(size.dtype))
+    tail = 0.4 * (size <= 1).to(size.dtype)
+    return torch.where(size <= 0.4, 2 - 4 * size, tail)
 
 
 class _Step(torch.autograd.Function):
