@@ -321,6 +321,27 @@ def test_a_state_that_does_not_fit_changes_nothing(change, message):
     assert_same_state(model.state_dict(), before)
 
 
+def test_n_m_masks_and_thresholds_in_one_model_inside_a_larger_one():
+    def larger(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        tmt.sparsify(model, "2:4", layers="0")
+        controller = tmt.sparsify_by_threshold(model, 0.1, layers="2", granularity="layer")
+        assert "- 0.parametrizations.weight.original  already parametrised" in str(controller.report)
+        with torch.no_grad():
+            controller.thresholds()["2.weight"].fill_(0.1 * seed)
+        return nn.ModuleDict({"inner": model})
+
+    first, second = larger(1), larger(2)
+    first.load_state_dict(through_a_file(second.state_dict()))
+    assert_same_state(first.state_dict(), second.state_dict())
+    inputs = torch.ones(1, 8)
+    assert torch.equal(first["inner"](inputs), second["inner"](inputs))
+    state = second.state_dict()
+    state["inner.2.parametrizations.weight.0.threshold"] = torch.zeros(8)
+    refused(tm.CheckpointError, "of shape () for 2.weight, got (8,)", lambda: first.load_state_dict(state))
+
+
 def test_dense_and_n_m_states_are_told_from_thresholds():
     def dense():
         return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))

@@ -15,7 +15,6 @@ section 3.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -29,12 +28,12 @@ from ..layouts import Layout
 from .mask_state import MaskState
 from .threshold_step import step
 
-__all__ = ["LEAST_DENSITY", "Granularity", "ThresholdRule", "ThresholdedWeight"]
+__all__ = ["Granularity", "ThresholdRule", "ThresholdedWeight"]
 
 Granularity: TypeAlias = Literal["layer", "row", "entry"]
 
-LEAST_DENSITY = 0.01
-"""A layer that keeps no more than this share has pruned itself away: its thresholds start again from 0."""
+_GONE = 100
+"""A layer that keeps one entry in so many, or fewer, has pruned itself away: its thresholds start from 0 again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +135,7 @@ class ThresholdedWeight(MaskState):
         """Set the thresholds back to 0 if the layer has pruned itself away; does not wait for the device."""
         if self.is_frozen:
             return
-        kept = torch.count_nonzero(self.current(weight))
-        gone = kept <= math.floor(LEAST_DENSITY * weight.numel())
+        gone = torch.count_nonzero(self.current(weight)) <= weight.numel() // _GONE
         self.threshold.masked_fill_(gone, 0)
         self.resets += gone
 
