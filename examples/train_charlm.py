@@ -19,7 +19,7 @@ import transmask as tm
 PATTERN = tm.Pattern(2, 8)
 CONTEXT, BATCH, STEPS, LEARNING_RATE = 64, 32, 320, 2e-3
 WIDTH, HEADS, BLOCKS = 96, 4, 2
-ALPHA = 6e-4
+ALPHA = 5e-4
 """Keeps about as much as the pattern, 25 %."""
 HELD_OUT_CHARACTERS = 32_768
 

@@ -293,7 +293,7 @@ def test_an_optimizer_without_the_thresholds_is_refused():
     model = nn.Linear(8, 8)
     early = torch.optim.SGD(model.parameters(), lr=0.1)
     controller = tmt.sparsify_by_threshold(model, 0.1)
-    message = "`optimizer` must hold a threshold of this model, got none. Make it from model.parameters()."
+    message = "`optimizer` must hold a threshold of this model, got none. Make it from model.parameters(), after"
     refused(ValueError, message, lambda: controller.attach(early))
 
 

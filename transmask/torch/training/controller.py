@@ -77,8 +77,10 @@ class ParametrisationController(ABC, Generic[MaskT, RecordT]):
         If the model carries no mask.
     """
 
+    # Words for error messages: what a model carries, what its optimizer must hold and how it comes to, who puts it on.
     _carried: ClassVar[str]
     _trained: ClassVar[str]
+    _from: ClassVar[str]
     _maker: ClassVar[str]
 
     def __init__(
@@ -146,7 +148,7 @@ class ParametrisationController(ABC, Generic[MaskT, RecordT]):
         if not hooks.served():
             hooks.remove()
             raise InvalidArgumentError(
-                f"`optimizer` must hold a {self._trained} of this model, got none. Make it from model.parameters()."
+                f"`optimizer` must hold a {self._trained} of this model, got none. Make it from {self._from}."
             )
         self._hooks.append(hooks)
         return self
@@ -225,7 +227,7 @@ class MaskController(ParametrisationController[MaskedWeight, RefreshRecord]):
         If the model carries no mask.
     """
 
-    _carried, _trained, _maker = "masks", "masked weight", "sparsify"
+    _carried, _trained, _from, _maker = "masks", "masked weight", "model.parameters()", "sparsify"
 
     def _entries(self) -> list[MaskedEntry[MaskedWeight]]:
         return list(masked_entries(self.model, MaskedWeight))

@@ -81,6 +81,7 @@ class ThresholdController(ParametrisationController[ThresholdedWeight, DensityRe
     """
 
     _carried, _trained, _maker = "thresholds", "threshold", "sparsify_by_threshold"
+    _from = "model.parameters(), after sparsify_by_threshold"
 
     def _entries(self) -> list[MaskedEntry[ThresholdedWeight]]:
         return list(masked_entries(self.model, ThresholdedWeight))
