@@ -1,12 +1,17 @@
 """What train_digits.py and train_charlm.py share: the ways of training, the loop, and the table of results.
 
 Every way starts from the same weights and sees the same batches. The masked layers, the density, the refresh interval
-and the decay are the same too; only the structure of the mask and who finds it differ.
+and the decay are the same too; only the structure of the mask and who finds it differ. Dynamic thresholds learn their
+density: each task has the alpha that brings it near that of the others, and the table says what was kept.
+
+``python examples/train_digits.py dynamic`` measures the ways that start with "dynamic" again and leaves the other rows
+as they are.
 """
 
 import platform
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -20,12 +25,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import transmask as tm
-from transmask.torch import reconstruct, sparsify
+from transmask.torch import convert_unstructured, reconstruct, sparsify, sparsify_by_threshold
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
 SEEDS = (0, 1, 2)
 REFRESH_EVERY = 40
 DECAY = 2e-4
+CONFIDENCE = 0.5
+"""With this one, 75 % of zeros support 1:4 and 2:8."""
 
 MASKED = {
     "plain N:M, SR-STE": {"transposable": False},
@@ -35,10 +42,13 @@ MASKED = {
 }
 """Ways that train with masks, as options of `sparsify`."""
 
+DYNAMIC = ("dynamic thresholds", "dynamic thresholds, then plain N:M", "dynamic thresholds, then transposable N:M")
+
 WAYS = (
     "dense",
     "unstructured, SR-STE",
     *MASKED,
+    *DYNAMIC,
     "dense, then transposable mask in one shot",
     "dense, then one shot and reconstruct",
 )
@@ -59,6 +69,8 @@ class Task:
     score: Callable[[nn.Module], float]
     """The result on held-out data."""
     calibration: Callable[[], list[Tensor]]
+    alpha: float
+    """The regulariser of dynamic thresholds."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +82,8 @@ class Outcome:
     last_flip_rate: float | None
     mask_s: float
     run_s: float
+    density: float | None = None
+    """What was kept of the masked weights, where training decides that."""
 
 
 class UnstructuredMask(nn.Module):
@@ -171,9 +185,38 @@ def run_unstructured(task: Task, advance: Callable[[], None]) -> Outcome:
     return Outcome(task.score(model), sum(controller.flips), controller.flips[-1], controller.mask_s, run_s)
 
 
+def density_of(model: nn.Module, names: Iterable[str]) -> float:
+    """Return the share of the named weights that is not zero."""
+    weights = [model.get_parameter(name) for name in names]
+    return sum(int(weight.count_nonzero()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+def run_dynamic(task: Task, advance: Callable[[], None]) -> dict[str, Outcome]:
+    """Train with dynamic thresholds from the start, and convert what they learnt to N:M."""
+    model = task.build()
+    controller = sparsify_by_threshold(model, task.alpha, layers=task.layers, record_every=REFRESH_EVERY)
+    run_s = train(model, task, advance, controller.attach)
+    names = list(controller.masks())
+    size = sum(mask.numel() for mask in controller.masks().values())
+    flips = sum(record.flipped for record in controller.history)
+    last_step = max(record.step for record in controller.history)
+    last = sum(record.flipped for record in controller.history if record.step == last_step)
+    controller.remove()
+    score, density = task.score(model), density_of(model, names)
+    found = {DYNAMIC[0]: Outcome(score, flips / size, last / size, 0.0, run_s, density)}
+    for way, transposable in zip(DYNAMIC[1:], (False, True), strict=True):
+        converted, m = deepcopy(model), task.pattern.m
+        options = {"confidence": CONFIDENCE, "transposable": transposable, "progress": False}
+        convert_unstructured(converted, task.calibration(), m, **options)
+        found[way] = Outcome(task.score(converted), None, None, 0.0, run_s, density_of(converted, names))
+    return found
+
+
 def run_seed(make_task: Callable[[int], Task], seed: int, advance: Callable[[], None]) -> dict[str, Outcome]:
-    """Run every way with one seed."""
+    """Run every way with one seed, or the dynamic ones alone."""
     task = make_task(seed)
+    if only_dynamic():
+        return run_dynamic(task, advance)
     dense = task.build()
     run_s = train(dense, task, advance)
     found = {
@@ -182,6 +225,7 @@ def run_seed(make_task: Callable[[int], Task], seed: int, advance: Callable[[], 
     }
     for way, options in MASKED.items():
         found[way] = run_masked(task, options, advance)
+    found |= run_dynamic(task, advance)
     pruned, refitted = deepcopy(dense), deepcopy(dense)
     began = time.perf_counter()
     sparsify(pruned, task.pattern, layers=task.layers).remove()
@@ -211,7 +255,7 @@ def table(runs: list[dict[str, Outcome]], score: str, form: Callable[[float], st
         f"| way of training | {score} | flips per weight | flipped at the last refresh | finding masks | of the run |",
         "|---|---|---|---|---|---|",
     ]
-    for way in WAYS:
+    for way in runs[0]:
         outcomes = [run[way] for run in runs]
         scores = [outcome.score for outcome in outcomes]
         cells = [" ± ".join(form(value) for value in [statistics.mean(scores), *spread(scores)])]
@@ -221,7 +265,9 @@ def table(runs: list[dict[str, Outcome]], score: str, form: Callable[[float], st
         mask_s = statistics.mean(outcome.mask_s for outcome in outcomes)
         share = mask_s / statistics.mean(outcome.run_s for outcome in outcomes)
         cells += [f"{1000 * mask_s:.0f} ms", f"{share:.1%}"] if mask_s else ["", ""]
-        lines.append(f"| {way} | {' | '.join(cells)} |")
+        kept = [outcome.density for outcome in outcomes if outcome.density is not None]
+        label = f"{way} ({statistics.mean(kept):.1%} kept)" if kept else way
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -230,14 +276,42 @@ def versions() -> str:
     return f"Python {platform.python_version()}, torch {torch.__version__}, transmask {version('transmask')}"
 
 
+def only_dynamic() -> bool:
+    """Tell whether the command line asks for the dynamic ways alone."""
+    return sys.argv[1:] == ["dynamic"]
+
+
+def read_section(name: str) -> str:
+    """Return what stands between the markers of a section of docs/training.md."""
+    begin, end = f"<!-- begin: {name} -->\n", f"\n<!-- end: {name} -->"
+    found = re.findall(f"{re.escape(begin)}(.*?){re.escape(end)}", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    if len(found) != 1:
+        raise ValueError(f"{PAGE} must hold the section {name!r} once")
+    return found[0]
+
+
 def write_section(name: str, body: str) -> None:
     """Put `body` between the markers of a section of docs/training.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
-    section = re.compile(f"{re.escape(begin)}\n.*?{re.escape(end)}", re.DOTALL)
-    if len(section.findall(text)) != 1:
-        raise ValueError(f"{PAGE} must hold the section {name!r} once")
-    PAGE.write_text(section.sub(lambda _: f"{begin}\n{body}\n{end}", text), encoding="utf-8")
+    before, text = read_section(name), PAGE.read_text(encoding="utf-8")
+    begin = f"<!-- begin: {name} -->\n"
+    PAGE.write_text(text.replace(f"{begin}{before}", f"{begin}{body}"), encoding="utf-8")
+
+
+def with_rows_replaced(name: str, rows: str, notes: str) -> str:
+    """Return the section with its dynamic rows replaced by those of the table `rows`.
+
+    Raises
+    ------
+    ValueError
+        If the rows that stay were made by other versions.
+    """
+    before = read_section(name)
+    if not before.endswith(f"{versions()}."):
+        raise ValueError(f"the rows of {name!r} that stay must be of {versions()}. Run without 'dynamic'.")
+    kept = [line for line in before.splitlines() if line.startswith("|") and not line.startswith("| dynamic")]
+    new = [line for line in rows.splitlines() if line.startswith("| dynamic")]
+    place = next(index for index, line in enumerate(kept) if line.startswith("| dense, then"))
+    return "\n".join([notes, "", *kept[:place], *new, *kept[place:], "", f"{versions()}."])
 
 
 def experiment(make_task: Callable[[int], Task], score: str, form: Callable[[float], str], notes: str) -> None:
@@ -249,10 +323,12 @@ def experiment(make_task: Callable[[int], Task], score: str, form: Callable[[flo
     tm.transposable_mask(torch.ones(task.pattern.m, task.pattern.m), task.pattern, solver="greedy")
     runs = []
     with Progress() as progress:
-        total = len(SEEDS) * task.steps * (2 + len(MASKED))
+        total = len(SEEDS) * task.steps * (1 if only_dynamic() else 3 + len(MASKED))
         bar = progress.add_task(task.name, total=total)
         for seed in SEEDS:
             runs.append(run_seed(make_task, seed, lambda: progress.advance(bar)))
-    body = f"{notes}\n\n{table(runs, score, form)}\n\n{versions()}."
+    notes += f" Dynamic thresholds: one a row, alpha {task.alpha:g}; converted with confidence {CONFIDENCE}."
+    rows = table(runs, score, form)
+    body = with_rows_replaced(task.name, rows, notes) if only_dynamic() else f"{notes}\n\n{rows}\n\n{versions()}."
     write_section(task.name, body)
     print(body)

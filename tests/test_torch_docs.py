@@ -40,6 +40,23 @@ def test_a_table_says_how_many_seeds_it_has(monkeypatch, seeds, words, cell):
         assert "{seeds_in_words()}" in (CHECKOUT / "examples" / script).read_text(encoding="utf-8")
 
 
+def test_rows_that_are_measured_alone_leave_the_others_as_they_are(monkeypatch):
+    monkeypatch.syspath_prepend(CHECKOUT / "examples")
+    import masked_training
+
+    old = ["| way |", "| dense | 1 |", "| dynamic thresholds (9% kept) | 2 |", "| dense, then | 3 |", "", "v1."]
+    monkeypatch.setattr(masked_training, "read_section", lambda name: "\n".join(["old notes", "", *old]))
+    monkeypatch.setattr(masked_training, "versions", lambda: "v1")
+    outcome = masked_training.Outcome(0.5, None, None, 0.0, 1.0, 0.25)
+    rows = masked_training.table([{"dynamic thresholds": outcome}], "loss", "{:.3f}".format)
+    new = "| dynamic thresholds (25.0% kept) | 0.500 |  |  |  |  |"
+    expected = ["notes", "", *old[:2], new, *old[3:]]
+    assert masked_training.with_rows_replaced("digits", rows, "notes") == "\n".join(expected)
+    monkeypatch.setattr(masked_training, "versions", lambda: "v2")
+    with pytest.raises(ValueError, match="that stay must be of v2"):
+        masked_training.with_rows_replaced("digits", rows, "notes")
+
+
 @pytest.mark.parametrize(
     ("section", "script"),
     [

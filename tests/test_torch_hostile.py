@@ -46,6 +46,7 @@ CALLS = {
     "transposable": lambda model: tt.transposable(model, "weight", 2, 4),
     "MaskController": tt.MaskController,
     "sparsify": lambda model: tt.sparsify(model, "2:4"),
+    "sparsify_by_threshold": lambda model: tt.sparsify_by_threshold(model, 0.1),
     "reconstruct": lambda model: tt.reconstruct(model, BATCHES, "2:4"),
     "convert_unstructured": lambda model: tt.convert_unstructured(model, BATCHES, 4),
     "to_sparse_semi_structured": tt.to_sparse_semi_structured,
@@ -104,7 +105,7 @@ def test_a_model_that_was_moved_to_the_meta_device():
     assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
 
 
-@pytest.mark.parametrize("call", ["sparsify", "reconstruct", "convert_unstructured"])
+@pytest.mark.parametrize("call", ["sparsify", "sparsify_by_threshold", "reconstruct", "convert_unstructured"])
 @pytest.mark.parametrize(
     ("make", "reason"),
     [

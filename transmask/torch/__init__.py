@@ -37,10 +37,20 @@ from .reconstruction import (
 )
 from .selection import SelectionReport, WeightChoice
 from .semi_structured import to_sparse_semi_structured
-from .training import MaskController, RefreshRecord, TransposablePruning, sparsify, transposable
+from .training import (
+    DensityRecord,
+    MaskController,
+    RefreshRecord,
+    ThresholdController,
+    TransposablePruning,
+    sparsify,
+    sparsify_by_threshold,
+    transposable,
+)
 
 __all__ = [
     "AdaPrune",
+    "DensityRecord",
     "Fit",
     "LayerFit",
     "LayerProblem",
@@ -51,12 +61,14 @@ __all__ = [
     "ReconstructionReport",
     "RefreshRecord",
     "SelectionReport",
+    "ThresholdController",
     "TransposablePruning",
     "WeightChoice",
     "convert_unstructured",
     "pack",
     "reconstruct",
     "sparsify",
+    "sparsify_by_threshold",
     "supported_pattern",
     "to_sparse_semi_structured",
     "transposable",

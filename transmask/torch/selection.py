@@ -87,7 +87,7 @@ class SelectionReport(tuple[WeightChoice, ...]):
 
 def select_weights(
     model: nn.Module,
-    pattern: Pattern,
+    pattern: Pattern | None,
     *,
     transposable: bool = True,
     layers: LayerFilter = None,
@@ -100,7 +100,8 @@ def select_weights(
     Parameters
     ----------
     model : torch.nn.Module
-    pattern : Pattern
+    pattern : Pattern or None
+        None takes matrices of every size, for masks without a pattern.
     transposable : bool, default True
         Whether rows and columns are to hold the pattern, or only the groups along the reduction axis.
     layers : str, iterable of str, callable or None
@@ -141,8 +142,9 @@ def select_weights(
     if not any(choice.taken for choice in choices):
         listed = "; ".join(f"{choice.name}: {choice.reason}" for choice in choices[:8])
         raise InvalidArgumentError(
-            f"`model` must have a weight that can take {str(pattern)!r}, got none: {listed or 'no parameters'}"
-            f"{' ...' if len(choices) > 8 else ''}. Choose other layers or another pattern."
+            f"`model` must have a weight that can take {repr(str(pattern)) if pattern else 'a mask'}, got none: "
+            f"{listed or 'no parameters'}{' ...' if len(choices) > 8 else ''}. "
+            f"Choose other layers{' or another pattern' if pattern else ''}."
         )
     return SelectionReport(choices)
 
@@ -178,7 +180,7 @@ def _owned(model: nn.Module) -> Iterator[tuple[WeightChoice, str]]:
 
 
 def _judge(
-    choice: WeightChoice, shared_with: str, pattern: Pattern, transposable: bool, allow: Collection[Allowed]
+    choice: WeightChoice, shared_with: str, pattern: Pattern | None, transposable: bool, allow: Collection[Allowed]
 ) -> WeightChoice:
     """Decide on one parameter, whatever `layers` says."""
     parameter = getattr(choice.module, choice.attribute)
@@ -194,10 +196,12 @@ def _judge(
     sides = layout.sides(choice.shape)
     longest = max(sides) if transposable else sides[layout.reduction]
     size = f"{sides[0]} x {sides[1]}"
-    if pattern.n == pattern.m or longest <= pattern.n or parameter.numel() == 0:
+    if parameter.numel() == 0 and pattern is None:
+        return choice.refused("without an entry")
+    if pattern is not None and (pattern.n == pattern.m or longest <= pattern.n or parameter.numel() == 0):
         return choice.refused(f"{pattern} would keep every entry of {size} matrices")
     stack = layout.parts * math.prod(choice.shape[2:])
-    reason = f"{pattern} on {f'{stack} matrices' if stack > 1 else 'a matrix'} of {size}"
+    reason = f"{pattern or 'a mask'} on {f'{stack} matrices' if stack > 1 else 'a matrix'} of {size}"
     return replace(choice, reason=reason, layout=layout)
 
 

@@ -7,9 +7,9 @@ prune         <module>.<name>_orig, <module>.<name>_mask                        
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -19,10 +19,21 @@ from ...check import check_mask
 from ...errors import CheckpointError, TransmaskError
 from ..layouts import Layout
 from ..mask_rule import MaskRule
+from .mask_state import MaskState
 from .masked_weight import MaskedWeight
 
-__all__ = ["MaskedEntry", "check_loaded_mask", "load_masks", "masked_entries"]
+__all__ = [
+    "MaskT",
+    "MaskedEntry",
+    "StateDict",
+    "check_loaded_mask",
+    "check_masked_weights",
+    "load_masks",
+    "masked_entries",
+    "refuse_meta",
+]
 
+MaskT = TypeVar("MaskT", bound=MaskState)
 StateDict = MutableMapping[str, Any]
 
 _MASK_KEY = re.compile(r"(.*\.|)parametrizations\.([^.]+)\.0\.mask")
@@ -30,7 +41,7 @@ _MASK_KEY = re.compile(r"(.*\.|)parametrizations\.([^.]+)\.0\.mask")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MaskedEntry:
+class MaskedEntry(Generic[MaskT]):
     """One masked weight of a model.
 
     Attributes
@@ -41,23 +52,23 @@ class MaskedEntry:
     attribute : str
     original : torch.nn.Parameter
         The dense weight that the optimizer trains.
-    masked : MaskedWeight
+    masked : MaskedWeight or ThresholdedWeight
     """
 
     name: str
     module: nn.Module
     attribute: str
     original: nn.Parameter
-    masked: MaskedWeight
+    masked: MaskT
 
 
-def masked_entries(model: nn.Module) -> Iterator[MaskedEntry]:
-    """Yield the masked weights of a model, in the order of its modules."""
+def masked_entries(model: nn.Module, kind: type[MaskT]) -> Iterator[MaskedEntry[MaskT]]:
+    """Yield the weights of a model whose mask is of a kind, in the order of its modules."""
     for module_name, module in model.named_modules():
         if not parametrize.is_parametrized(module):
             continue
         for attribute, chain in module.parametrizations.items():
-            if isinstance(chain[0], MaskedWeight):
+            if isinstance(chain[0], kind):
                 name = f"{module_name}.{attribute}" if module_name else attribute
                 yield MaskedEntry(name, module, attribute, chain.original, chain[0])
 
@@ -71,8 +82,8 @@ def load_masks(module: nn.Module, state_dict: StateDict, prefix: str, *_: object
         If a mask has another pattern or shape, or a weight is masked on one side and dense on the other; the model is
         unchanged.
     """
-    entries = list(masked_entries(module))
-    _check_masked_weights(module, {entry.name for entry in entries}, state_dict, prefix)
+    entries = list(masked_entries(module, MaskedWeight))
+    check_masked_weights(module, {entry.name for entry in entries}, state_dict, prefix, maker="sparsify")
     for entry in entries:
         attribute = entry.attribute
         stem = (prefix + entry.name).removesuffix(attribute)
@@ -86,10 +97,13 @@ def load_masks(module: nn.Module, state_dict: StateDict, prefix: str, *_: object
         _check_entry(entry, state_dict, f"{base}0.")
 
 
-def _check_masked_weights(module: nn.Module, wanted: set[str], state_dict: StateDict, prefix: str) -> None:
+def check_masked_weights(
+    module: nn.Module, wanted: set[str], state_dict: StateDict, prefix: str, *, maker: str
+) -> None:
     """Raise CheckpointError if a weight is masked in the model and dense in the state_dict, or the other way round.
 
-    A missing weight is not an error here: torch hides from hooks whether loading is strict.
+    `maker` names the function that made the masks. A missing weight is not an error here: torch hides from hooks
+    whether loading is strict.
     """
     held = {_masked_weight(key, state_dict, prefix) for key in state_dict}
     plain = {name for name, _ in module.named_parameters(remove_duplicate=False)}
@@ -99,7 +113,8 @@ def _check_masked_weights(module: nn.Module, wanted: set[str], state_dict: State
         got = [
             f"{kind} for {_listed(names)}" for kind, names in (("dense weights", dense), ("masks", foreign)) if names
         ]
-        remedy = "Call sparsify(layers=...) as in the run that saved it." if held - {""} else "Load it before sparsify."
+        again, before = f"Call {maker}(layers=...) as in the run that saved it.", f"Load it before {maker}."
+        remedy = again if held - {""} else before
         raise CheckpointError(
             f"`state_dict` must hold masks for the weights that the model masks, got {' and '.join(got)}. {remedy}"
         )
@@ -120,15 +135,12 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
 
 
-def _check_entry(entry: MaskedEntry, state_dict: StateDict, base: str) -> None:
+def _check_entry(entry: MaskedEntry[MaskedWeight], state_dict: StateDict, base: str) -> None:
     """Raise CheckpointError unless the mask of one weight is of the right pattern, shape and structure."""
     masked = entry.masked
     pattern, mask, duals = (state_dict.get(f"{base}{key}") for key in ("pattern", "mask", "_extra_state"))
     weight = state_dict.get(f"{base.removesuffix('0.')}original")
-    if any(isinstance(value, Tensor) and value.is_meta for value in (pattern, mask, duals, weight)):
-        raise CheckpointError(
-            f"`state_dict` must have values, got tensors on the meta device for {entry.name}. Load them from a file."
-        )
+    refuse_meta((pattern, mask, duals, weight), entry.name)
     if pattern is not None and pattern.tolist() != masked.pattern.tolist():
         raise CheckpointError(
             f"`state_dict` must hold masks of {masked.mask_rule.pattern}, got {':'.join(map(str, pattern.tolist()))} "
@@ -145,6 +157,14 @@ def _check_entry(entry: MaskedEntry, state_dict: StateDict, base: str) -> None:
         raise CheckpointError(
             f"`state_dict` must hold {masked.duals_size()} dual variables for {entry.name}, got {duals.numel()}. "
             "The checkpoint is damaged or of another library version."
+        )
+
+
+def refuse_meta(values: Iterable[object], name: str) -> None:
+    """Raise CheckpointError if one of the values that belong to a weight is a tensor without values."""
+    if any(isinstance(value, Tensor) and value.is_meta for value in values):
+        raise CheckpointError(
+            f"`state_dict` must have values, got tensors on the meta device for {name}. Load them from a file."
         )
 
 

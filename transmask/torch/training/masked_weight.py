@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from ...blocks import block_grid
 from ...errors import InvalidArgumentError, unknown_choice
 from ..layouts import Layout
 from ..mask_rule import MaskRule, StoredDuals
+from .mask_state import MaskState
 
 __all__ = ["Estimator", "MaskedWeight", "TrainingRule"]
 
@@ -60,7 +61,7 @@ class TrainingRule:
             raise InvalidArgumentError(f"`decay` must be finite and at least 0, got {self.decay}.")
 
 
-class MaskedWeight(nn.Module):
+class MaskedWeight(MaskState):
     """The parametrisation ``W -> S * W`` of one parameter, with all that a resumed run needs.
 
     The state_dict holds, next to the parameter ``original``:
@@ -86,9 +87,6 @@ class MaskedWeight(nn.Module):
     training_rule : TrainingRule
     """
 
-    mask: Tensor
-    step: Tensor
-    frozen: Tensor
     pattern: Tensor
 
     def __init__(
@@ -99,19 +97,9 @@ class MaskedWeight(nn.Module):
         mask_rule: MaskRule,
         training_rule: TrainingRule,
     ) -> None:
-        super().__init__()
-        self.layout, self.mask_rule, self.training_rule, self.duals = layout, mask_rule, training_rule, duals
-        device = mask.device
-        self.register_buffer("mask", mask)
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
-        self.register_buffer("frozen", torch.tensor(training_rule.estimator == "fixed", device=device))
-        self.register_buffer("pattern", torch.tensor([mask_rule.pattern.n, mask_rule.pattern.m], device=device))
-        self._mirror()
-
-    def _mirror(self) -> None:
-        """Mirror what Python branches on as plain numbers, so that no step waits for the device."""
-        self.steps = int(self.step)
-        self.is_frozen = bool(self.frozen)
+        super().__init__(mask, layout, training_rule.estimator == "fixed")
+        self.mask_rule, self.training_rule, self.duals = mask_rule, training_rule, duals
+        self.register_buffer("pattern", torch.tensor([mask_rule.pattern.n, mask_rule.pattern.m], device=mask.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return S * W, with the gradient that the estimator asks for."""
@@ -120,39 +108,25 @@ class MaskedWeight(nn.Module):
         # W - (1 - S) * W with the second term held constant is S * W to the last bit, and its gradient is that of W.
         return weight - weight.detach().masked_fill(self.mask, 0)
 
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        """Accept ``module.weight = value``: the dense weight becomes `value`."""
-        return weight
-
     def find(self, weight: Tensor, name: str) -> tuple[Tensor, StoredDuals | None]:
         """Find the mask for the current `weight`, without changing anything."""
         return self.mask_rule.find(weight, self.layout, name=name, start=self.duals)
 
     def replace(self, mask: Tensor, duals: StoredDuals | None) -> int:
         """Replace the mask in place, and return how many entries changed their state."""
-        new = mask.to(self.mask.device)
-        flipped = int(torch.count_nonzero(new ^ self.mask))
-        self.mask.copy_(new)
         self.duals = duals
-        return flipped
+        return self.replace_mask(mask)
 
-    def count_step(self) -> bool:
-        """Count an optimizer step and tell whether the mask is due for a refresh."""
-        self.step += 1
-        self.steps += 1
+    def is_due(self) -> bool:
+        """Tell whether the mask is due for a refresh."""
         return not self.is_frozen and self.steps % self.training_rule.refresh_every == 0
 
-    def freeze(self) -> None:
-        """Fix the mask for good."""
-        self.frozen.fill_(True)
-        self.is_frozen = True
-
-    def decay_into(self, weight: Tensor, scale: float | Tensor) -> None:
-        """Add ``scale * decay * (1 - S) * W`` to the gradient of `weight`, if the estimator asks for it."""
+    def decay_into(self, parameter: nn.Parameter, scale: float | Tensor) -> None:
+        """Add ``scale * decay * (1 - S) * W`` to the gradient of the weight, if the estimator asks for it."""
         rule = self.training_rule
-        if rule.estimator != "sr-ste" or self.is_frozen or weight.grad is None:
+        if rule.estimator != "sr-ste" or self.is_frozen or parameter.grad is None:
             return
-        weight.grad.add_(weight.detach().masked_fill(self.mask, 0) * (scale * rule.decay))
+        parameter.grad.add_(parameter.detach().masked_fill(self.mask, 0) * (scale * rule.decay))
 
     def get_extra_state(self) -> Tensor:
         """Return the duals as one 1-D tensor."""
@@ -180,9 +154,9 @@ class MaskedWeight(nn.Module):
         block_rows, block_columns = block_grid((rows, columns), self.mask_rule.pattern.m)
         return (*batch, rows, block_columns), (*batch, block_rows, columns)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._mirror()
+    def describe(self) -> str:
+        """Say in a few words what the weight carries."""
+        return f"{self.mask_rule.pattern} mask"
 
     def extra_repr(self) -> str:
         """Say what the mask is."""

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from .masked_weight import MaskedWeight
+from .mask_state import MaskState
 
 __all__ = ["StepHooks"]
 
@@ -33,8 +33,9 @@ class StepHooks:
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-    weights : iterable of (torch.nn.Parameter, MaskedWeight)
-        Those that `optimizer` does not hold are skipped, so a model may have several optimizers.
+    weights : iterable of (torch.nn.Parameter, MaskState)
+        What is trained, the weight or its threshold, and the mask. Those that `optimizer` does not hold are skipped,
+        so a model may have several optimizers.
     refresh : callable
         Called after a step with the masks that are due.
     """
@@ -42,8 +43,8 @@ class StepHooks:
     def __init__(
         self,
         optimizer: Optimizer,
-        weights: Iterable[tuple[nn.Parameter, MaskedWeight]],
-        refresh: Callable[[list[MaskedWeight]], object],
+        weights: Iterable[tuple[nn.Parameter, MaskState]],
+        refresh: Callable[[list[MaskState]], object],
     ) -> None:
         self.optimizer, self._weights, self._refresh = optimizer, list(weights), refresh
         self._handles = [
@@ -56,7 +57,7 @@ class StepHooks:
         for handle in self._handles:
             handle.remove()
 
-    def served(self) -> list[tuple[nn.Parameter, MaskedWeight, bool]]:
+    def served(self) -> list[tuple[nn.Parameter, MaskState, bool]]:
         """List the weights that the optimizer holds now, and whether it maximises over them."""
         held = {id(parameter): group for group in self.optimizer.param_groups for parameter in group["params"]}
         return [
@@ -84,7 +85,7 @@ class StepHooks:
 
     @torch.no_grad()
     def _add_decay(self) -> None:
-        """Add ``decay * (1 - S) * W`` to every existing gradient."""
+        """Add to every existing gradient what its mask adds: ``decay * (1 - S) * W`` for SR-STE."""
         # A fused optimizer divides by GradScaler's scale inside its step, so what is added now must be scaled, too.
         scale = getattr(self.optimizer, "grad_scale", None)
         for parameter, masked, maximise in self.served():
