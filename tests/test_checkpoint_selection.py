@@ -33,7 +33,6 @@ LINEAR_LAYERS = [
     "transformer_blocks.0.norm1.linear.weight",
     "encoder.embedding_hidden_mapping_in.weight",
     "model.layers.0.mlp.shared_experts.gate_proj.weight",
-    "params/Dense_0/kernel",
     "upscale.weight",
     "base.layers.0.lora_A.weight",
     "perceiver.to_latents.weight",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +119,7 @@ def plan_pruning(
     solver: str | Solver = "auto",
     include: str | None = None,
     exclude: str | None = None,
+    axes: Mapping[str, Sequence[int]] | None = None,
 ) -> PrunePlan:
     """Decide which tensors of a checkpoint are pruned, from its headers alone.
 
@@ -131,6 +133,8 @@ def plan_pruning(
     solver : str or Solver, default "auto"
     include, exclude : str, optional
         Regular expressions on the tensors' names; see `select_tensors`.
+    axes : mapping of str to pair of int, optional
+        Regular expressions on the names, and the axes that form the matrices of the tensors that match.
 
     Returns
     -------
@@ -148,7 +152,9 @@ def plan_pruning(
     worker = as_solver(solver, chosen, limit)
     worker.check(chosen, limit)
     checkpoint = open_checkpoint(model)
-    selections = select_tensors(checkpoint.tensors, chosen, include=include, exclude=exclude)
+    selections = select_tensors(
+        checkpoint.tensors, chosen, include=include, exclude=exclude, axes=axes, metadata=checkpoint.metadata
+    )
     plan = PrunePlan(checkpoint, chosen, limit, worker, selections)
     if not plan.axes:
         reasons = "; ".join(dict.fromkeys(f"{skip.tensor.name}: {skip.reason}" for skip in selections[:3]))

@@ -6,22 +6,22 @@ quantisation scale, or a state or token that is itself a parameter, such as ``A_
 two parts of a name count, the parameter's own and that of the module that holds it: ``model.embed_tokens.weight`` is an
 embedding, ``patch_embed.proj.weight`` a convolution.
 
-The axes are those of torch: the last two of a linear layer, (0, 1) of a convolution (K, C, ...) of any number of
-dimensions. A tensor with three or four axes whose name says that it holds experts, stacked along the first axes, is a
-batch of linear layers and takes the last two; ``experts.0.conv.weight`` belongs to one expert and does not.
+The axes come from `layouts.CONVENTIONS`, or from the caller. A tensor that could be read along several is skipped.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from ..errors import InvalidArgumentError, InvalidTypeError
 from ..pattern import Pattern
+from ._axes_rules import AxesRules, compiled
 from ._base import TensorInfo
+from .layouts import readings_of
 
-__all__ = ["Selection", "matching_names", "matrix_axes", "select_tensors"]
+__all__ = ["Selection", "matching_names", "select_tensors"]
 
 # What is matched against a part of a lower-case name, and how many of its last parts are looked at. Hugging Face has
 # embed_tokens, word_embeddings, wte, wpe, shared (T5) and relative_attention_bias; timm pos_embed and
@@ -36,7 +36,6 @@ NAMED = (
     ("quantisation scale", 1, r"(\w*_)?scales?(_inv)?|(\w*_)?(zero_points?|qzeros|absmax)"),
     ("state or token", 1, r"a_log|(\w*_)?(latents?|queries|tokens?)"),
 )
-EXPERTS = re.compile(r"experts?(?!s|[./_]?\d)", re.IGNORECASE)  # a number would name a single expert
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,13 @@ class Selection:
 
 
 def select_tensors(
-    tensors: Iterable[TensorInfo], pattern: Pattern, *, include: str | None = None, exclude: str | None = None
+    tensors: Iterable[TensorInfo],
+    pattern: Pattern,
+    *,
+    include: str | None = None,
+    exclude: str | None = None,
+    axes: Mapping[str, Sequence[int]] | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Selection, ...]:
     """Decide for every tensor whether it is pruned.
 
@@ -71,6 +76,11 @@ def select_tensors(
         of an embedding, a normalisation or another kind that is normally skipped.
     exclude : str, optional
         Regular expression, searched for in the name. Tensors that match are not pruned.
+    axes : mapping of str to pair of int, optional
+        Regular expressions, searched for in the names, and the axes that form the matrices of the tensors that match.
+        The others are read as `layouts.CONVENTIONS` says.
+    metadata : mapping of str to str, optional
+        That of their file; its entry "format" tells torch, MLX and other layouts apart.
 
     Returns
     -------
@@ -80,7 +90,8 @@ def select_tensors(
     Raises
     ------
     InvalidTypeError, InvalidArgumentError
-        If `include` or `exclude` is not a regular expression.
+        If `include` or `exclude` is not a regular expression. Or if a rule of `axes` is not one, matches no tensor that
+        can be pruned, names axes that a tensor does not have, or matches a tensor that another rule matches, too.
 
     Examples
     --------
@@ -90,8 +101,14 @@ def select_tensors(
     >>> select_tensors([tensor], Pattern(2, 4))[0].reason
     'embedding by its name'
     """
-    wanted, unwanted = _compiled(include, "include"), _compiled(exclude, "exclude")
-    return tuple(_select(tensor, pattern.m, wanted, unwanted) for tensor in tensors)
+    rules = AxesRules(axes)
+    wanted, unwanted = compiled(include, "include"), compiled(exclude, "exclude")
+    selections = []
+    for tensor in tensors:
+        reason = _reason_by_kind(tensor, wanted, unwanted)
+        selections.append(Selection(tensor, None, reason) if reason else _laid_out(tensor, pattern.m, rules, metadata))
+    rules.refuse_unused()
+    return tuple(selections)
 
 
 def matching_names(names: Iterable[str], *, include: str | None, exclude: str | None) -> list[str]:
@@ -102,7 +119,7 @@ def matching_names(names: Iterable[str], *, include: str | None, exclude: str | 
     InvalidTypeError, InvalidArgumentError
         If `include` or `exclude` is not a regular expression.
     """
-    wanted, unwanted = _compiled(include, "include"), _compiled(exclude, "exclude")
+    wanted, unwanted = compiled(include, "include"), compiled(exclude, "exclude")
     return [
         name
         for name in names
@@ -110,49 +127,32 @@ def matching_names(names: Iterable[str], *, include: str | None, exclude: str | 
     ]
 
 
-def _compiled(expression: str | None, argument: str) -> re.Pattern[str] | None:
-    """Compile a regular expression given by the user."""
-    if expression is None:
-        return None
-    if not isinstance(expression, str):
-        raise InvalidTypeError(f"`{argument}` must be a regular expression, got {expression!r}.")
-    try:
-        return re.compile(expression)
-    except re.error as error:
-        raise InvalidArgumentError(
-            f"`{argument}` must be a regular expression, got {expression!r}: {error}. Write a literal one with a \\."
-        ) from None
-
-
-def _select(tensor: TensorInfo, m: int, wanted: re.Pattern[str] | None, unwanted: re.Pattern[str] | None) -> Selection:
-    """Decide for one tensor."""
-    axes = matrix_axes(tensor) if len(tensor.shape) >= 2 else (0, 0)
-    sides = [tensor.shape[axis] for axis in axes] if len(tensor.shape) >= 2 else []
+def _reason_by_kind(tensor: TensorInfo, wanted: re.Pattern[str] | None, unwanted: re.Pattern[str] | None) -> str:
+    """Say why a tensor is not pruned, whatever its layout; empty if nothing speaks against it."""
     if not tensor.is_floating:
-        reason = f"{tensor.dtype} is not floating"
-    elif len(tensor.shape) < 2:
-        reason = f"{len(tensor.shape)}-d, not a matrix"
-    elif unwanted is not None and unwanted.search(tensor.name):
-        reason = "excluded"
-    elif wanted is not None and not wanted.search(tensor.name):
-        reason = "not included"
-    elif wanted is None and (kind := _kind_by_name(tensor.name)):
-        reason = f"{kind} by its name"
-    elif tensor.size == 0:
-        reason = "empty"
-    elif min(sides) < m:
-        reason = f"{sides[0]} x {sides[1]} is smaller than M = {m}"
-    else:
-        return Selection(tensor, axes, "")
-    return Selection(tensor, None, reason)
+        return f"{tensor.dtype} is not floating"
+    if len(tensor.shape) < 2:
+        return f"{len(tensor.shape)}-d, not a matrix"
+    if unwanted is not None and unwanted.search(tensor.name):
+        return "excluded"
+    if wanted is not None and not wanted.search(tensor.name):
+        return "not included"
+    if wanted is None and (kind := _kind_by_name(tensor.name)):
+        return f"{kind} by its name"
+    return "" if tensor.size else "empty"
 
 
-def matrix_axes(tensor: TensorInfo) -> tuple[int, int]:
-    """Return the two axes that form the matrix of a tensor with at least two axes."""
-    n_axes = len(tensor.shape)
-    if n_axes in (3, 4) and EXPERTS.search(tensor.name):
-        return n_axes - 2, n_axes - 1
-    return 0, 1
+def _laid_out(tensor: TensorInfo, m: int, rules: AxesRules, metadata: Mapping[str, str]) -> Selection:
+    """Find the matrix of a tensor, which must have a side of at least M in each direction."""
+    given = rules.axes_of(tensor.name, tensor.shape)
+    readings = readings_of(tensor, metadata) if given is None else (given,)
+    sides = [(tensor.shape[first], tensor.shape[second]) for first, second in readings]
+    if sides and all(min(pair) < m for pair in sides):
+        return Selection(tensor, None, f"{sides[0][0]} x {sides[0][1]} is smaller than M = {m}")
+    if len(readings) == 1:
+        return Selection(tensor, readings[0], "")
+    listed = " or ".join(f"{first},{second}" for first, second in readings) or "two of them"
+    return Selection(tensor, None, f"which axes form its matrix is unclear: --axes 'NAME_RE={listed}' says it")
 
 
 def _kind_by_name(name: str) -> str:
