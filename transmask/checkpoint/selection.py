@@ -1,10 +1,7 @@
 """Which tensors of a checkpoint are pruned, along which axes, and why the others are not.
 
 A tensor is pruned if it is floating-point, has at least two axes, both axes of its matrix have at least M entries, and
-its name is not that of an embedding (which includes positional encodings and codebooks), a normalisation, a bias, a
-quantisation scale, or a state or token that is itself a parameter, such as ``A_log`` or ``cls_token``. Only the last
-two parts of a name count, the parameter's own and that of the module that holds it: ``model.embed_tokens.weight`` is an
-embedding, ``patch_embed.proj.weight`` a convolution.
+its name is not that of an embedding, a norm, a router or whatever else `kinds` knows to be no weight of a layer.
 
 The axes come from `layouts.CONVENTIONS`, or from the caller. A tensor that could be read along several is skipped.
 """
@@ -19,23 +16,10 @@ from types import MappingProxyType
 from ..pattern import Pattern
 from ._axes_rules import AxesRules, compiled
 from ._base import TensorInfo
+from .kinds import kind_by_name
 from .layouts import readings_of
 
 __all__ = ["Selection", "matching_names", "select_tensors"]
-
-# What is matched against a part of a lower-case name, and how many of its last parts are looked at. Hugging Face has
-# embed_tokens, word_embeddings, wte, wpe, shared (T5) and relative_attention_bias; timm pos_embed and
-# relative_position_bias_table; others emb, embedding_table, pe, positional_encoding and codebook. Mamba has A_log,
-# Perceiver latents, vision transformers cls_token. Projections such as time_emb_proj are linear layers.
-NAMED = (
-    ("embedding", 2, r"(\w*_)?emb(ed)?s?(_(tokens?\w*|positions?|in|out|table))?|\w*embeddings?(_table)?"),
-    ("embedding", 2, r"w[tp]e|shared|(\w*_)?rel(ative)?_pos(_\w+)?"),
-    ("embedding", 2, r"(\w*_)?(pos(itional)?|position)_enc(oding)?s?|pe|codebooks?"),
-    ("normalisation", 2, r"\w*norm\d*|norm\d*_\w+|(\w+_)?(ln|bn|gn)\d*|ln_\w+"),
-    ("bias", 2, r"\w*bias(_table)?"),
-    ("quantisation scale", 1, r"(\w*_)?scales?(_inv)?|(\w*_)?(zero_points?|qzeros|absmax)"),
-    ("state or token", 1, r"a_log|(\w*_)?(latents?|queries|tokens?)"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +121,7 @@ def _reason_by_kind(tensor: TensorInfo, wanted: re.Pattern[str] | None, unwanted
         return "excluded"
     if wanted is not None and not wanted.search(tensor.name):
         return "not included"
-    if wanted is None and (kind := _kind_by_name(tensor.name)):
+    if wanted is None and (kind := kind_by_name(tensor.name)):
         return f"{kind} by its name"
     return "" if tensor.size else "empty"
 
@@ -153,12 +137,3 @@ def _laid_out(tensor: TensorInfo, m: int, rules: AxesRules, metadata: Mapping[st
         return Selection(tensor, readings[0], "")
     listed = " or ".join(f"{first},{second}" for first, second in readings) or "two of them"
     return Selection(tensor, None, f"which axes form its matrix is unclear: --axes 'NAME_RE={listed}' says it")
-
-
-def _kind_by_name(name: str) -> str:
-    """Say which kind of parameter that is not pruned a name stands for; empty if none."""
-    parts = re.split(r"[./]", name.lower())
-    for kind, depth, expression in NAMED:
-        if any(re.fullmatch(expression, part) for part in parts[-depth:]):
-            return kind
-    return ""

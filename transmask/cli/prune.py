@@ -78,10 +78,10 @@ def prune(
     """Prune MODEL so that each matrix and its transpose keep N of every M, with a proof of how good each mask is.
 
     Every floating-point tensor with at least two axes is pruned if its matrix has at least M rows and M columns, except
-    embeddings, codebooks, norms, biases, quantisation scales, and states or tokens that are themselves parameters:
-    these are recognised by name and skipped. Which axes form a matrix is told by name, shape and metadata, as torch,
-    MLX, JAX and others lay it out; a tensor that leaves a doubt is skipped, and --axes decides. The outputs appear
-    complete or not at all; existing files are replaced.
+    embeddings, norms, biases, quantisation scales, routers, LoRA adapters, buffers, and states or tokens that are
+    themselves parameters: these are recognised by name and skipped. Which axes form a matrix is told by name, shape and
+    metadata, as torch, MLX, JAX and others lay it out; a tensor that leaves a doubt is skipped, and --axes decides. The
+    outputs appear complete or not at all; existing files are replaced.
     """
     from ..checkpoint import plan_pruning, prune_checkpoint
 
