@@ -9,6 +9,7 @@ a ``Sequential``, they count layers: ``time_embed.0.weight`` is linear.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 __all__ = ["kind_by_name"]
 
@@ -63,8 +64,13 @@ def kind_by_name(name: str) -> str:
         holders.pop()
     if len(holders) + 1 < len(parts) and holders and SEQUENTIAL.fullmatch(holders[-1]):
         holders = []
-    parts = [*holders, parameter]
-    for kind, depth, expression in NAMED:
-        if any(re.fullmatch(expression, part) for part in parts[-depth:]):
-            return kind
-    return ""
+    rows = [_row(part, place) for place, part in enumerate((parameter, *reversed(holders[-2:])), start=1)]
+    return NAMED[min(rows)][0] if min(rows) < len(NAMED) else ""
+
+
+@lru_cache(4096)  # the same few parts come again in every layer
+def _row(part: str, place: int) -> int:
+    """Return the first row that a part matches, counted from the end of the name; past the last if there is none."""
+    return next(
+        (row for row, (_, depth, regex) in enumerate(NAMED) if place <= depth and re.fullmatch(regex, part)), len(NAMED)
+    )
