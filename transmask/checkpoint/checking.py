@@ -15,6 +15,7 @@ from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ._axes_rules import AxesRules
 from ._base import Checkpoint, TensorInfo
 from ._open import PathLike, open_checkpoint
+from .aliases import aliases_in, without_torn_twins
 from .masks_file import Masks, masks_in
 from .selection import matching_names, select_tensors
 
@@ -108,8 +109,9 @@ def plan_check(
     checkpoint = open_checkpoint(model)
     masks = masks_in(checkpoint)
     rules = AxesRules(axes)
-    found = _axes_to_check(checkpoint, chosen, include, exclude, axes) if masks is None else masks.axes
-    names = matching_names(found, include=include, exclude=exclude)
+    found = _axes_to_check(checkpoint, chosen, include, axes) if masks is None else masks.axes
+    aliases = aliases_in(checkpoint.metadata, found)
+    names = matching_names(found, include=include, exclude=exclude, aliases=aliases)
     if not names:
         raise InvalidArgumentError(
             f"`model` must hold a tensor to check, got none in {str(checkpoint.path)!r}. "
@@ -119,7 +121,7 @@ def plan_check(
     used = {}
     for name in names:
         shape = known[name].shape if masks is None else masks.shapes[name]
-        used[name] = rules.axes_of(name, shape) or found[name]
+        used[name] = rules.axes_of(name, shape, aliases.get(name, ())) or found[name]
     rules.refuse_unused()
     return CheckPlan(checkpoint, masks, chosen, limit, {name: known[name] for name in names}, used)
 
@@ -182,14 +184,15 @@ def _axes_to_check(
     checkpoint: Checkpoint,
     pattern: Pattern,
     include: str | None,
-    exclude: str | None,
     axes: Mapping[str, Sequence[int]] | None,
 ) -> dict[str, tuple[int, int]]:
     """Return the tensors meant to hold a pattern, with the axes that form their matrix."""
     if checkpoint.record is None:
         selections = select_tensors(
-            checkpoint.tensors, pattern, include=include, exclude=exclude, axes=axes, metadata=checkpoint.metadata
+            checkpoint.tensors, pattern, include=include, axes=axes, metadata=checkpoint.metadata
         )
+        if include is None:
+            selections = without_torn_twins(checkpoint, selections)
         return {chosen.tensor.name: chosen.axes for chosen in selections if chosen.axes is not None}
     known = {tensor.name: tensor for tensor in checkpoint.tensors}
     for name, pair in checkpoint.record.axes.items():

@@ -1,4 +1,4 @@
-"""Plan how a checkpoint is pruned, from its headers alone."""
+"""Plan how a checkpoint is pruned, from its headers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ._base import Checkpoint
 from ._open import PathLike, as_path, open_checkpoint
 from ._record import PruneRecord
 from ._staging import Staging, creating
+from .aliases import without_torn_twins
 from .masks_file import as_masks_path, check_mask_names
 from .selection import Selection, select_tensors
 
@@ -21,7 +22,7 @@ __all__ = ["PrunePlan", "plan_pruning"]
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """What `prune_checkpoint` will do, known without reading a weight.
+    """What `prune_checkpoint` will do, known before it begins.
 
     Attributes
     ----------
@@ -121,7 +122,10 @@ def plan_pruning(
     exclude: str | None = None,
     axes: Mapping[str, Sequence[int]] | None = None,
 ) -> PrunePlan:
-    """Decide which tensors of a checkpoint are pruned, from its headers alone.
+    """Decide which tensors of a checkpoint are pruned, from its headers.
+
+    Weights are read only where tensors of one shape are treated differently: those with the same entries, bit for bit,
+    may be tied, and are pruned alike or all skipped.
 
     Parameters
     ----------
@@ -155,9 +159,9 @@ def plan_pruning(
     selections = select_tensors(
         checkpoint.tensors, chosen, include=include, exclude=exclude, axes=axes, metadata=checkpoint.metadata
     )
-    plan = PrunePlan(checkpoint, chosen, limit, worker, selections)
+    plan = PrunePlan(checkpoint, chosen, limit, worker, without_torn_twins(checkpoint, selections))
     if not plan.axes:
-        reasons = "; ".join(dict.fromkeys(f"{skip.tensor.name}: {skip.reason}" for skip in selections[:3]))
+        reasons = "; ".join(dict.fromkeys(f"{skip.tensor.name}: {skip.reason}" for skip in plan.selections[:3]))
         more = f"; {len(selections) - 3} more" if len(selections) > 3 else ""
         raise InvalidArgumentError(
             f"`model` must hold a tensor that can be pruned, got none of {len(selections)} in "

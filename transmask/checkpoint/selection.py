@@ -16,6 +16,7 @@ from types import MappingProxyType
 from ..pattern import Pattern
 from ._axes_rules import AxesRules, compiled
 from ._base import TensorInfo
+from .aliases import aliases_in, tied
 from .kinds import kind_by_name
 from .layouts import readings_of
 
@@ -64,7 +65,8 @@ def select_tensors(
         Regular expressions, searched for in the names, and the axes that form the matrices of the tensors that match.
         The others are read as `layouts.CONVENTIONS` says.
     metadata : mapping of str to str, optional
-        That of their file; its entry "format" tells torch, MLX and other layouts apart.
+        That of their file; its entry "format" tells torch, MLX and other layouts apart, and the entries that
+        ``safetensors.torch.save_model`` makes for tied tensors give a tensor other names, by which it is judged, too.
 
     Returns
     -------
@@ -87,16 +89,25 @@ def select_tensors(
     """
     rules = AxesRules(axes)
     wanted, unwanted = compiled(include, "include"), compiled(exclude, "exclude")
-    selections = []
+    tensors, selections = tuple(tensors), []
+    aliases = aliases_in(metadata, (tensor.name for tensor in tensors))
     for tensor in tensors:
-        reason = _reason_by_kind(tensor, wanted, unwanted)
-        selections.append(Selection(tensor, None, reason) if reason else _laid_out(tensor, pattern.m, rules, metadata))
+        names = (tensor.name, *aliases.get(tensor.name, ()))
+        reason = _reason_by_kind(tensor, names, wanted, unwanted)
+        choice = Selection(tensor, None, reason) if reason else _laid_out(tensor, names, pattern.m, rules, metadata)
+        selections.append(choice)
     rules.refuse_unused()
     return tuple(selections)
 
 
-def matching_names(names: Iterable[str], *, include: str | None, exclude: str | None) -> list[str]:
-    """Return the names in which `include` is found, if it is given, and `exclude` is not.
+def matching_names(
+    names: Iterable[str],
+    *,
+    include: str | None,
+    exclude: str | None,
+    aliases: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[str]:
+    """Return the names in which `include` is found, if it is given, and `exclude` is not; or in one of their aliases.
 
     Raises
     ------
@@ -104,31 +115,37 @@ def matching_names(names: Iterable[str], *, include: str | None, exclude: str | 
         If `include` or `exclude` is not a regular expression.
     """
     wanted, unwanted = compiled(include, "include"), compiled(exclude, "exclude")
-    return [
-        name
-        for name in names
-        if (wanted is None or wanted.search(name)) and not (unwanted is not None and unwanted.search(name))
-    ]
+    return [name for name in names if not _reason_by_options((name, *aliases.get(name, ())), wanted, unwanted)]
 
 
-def _reason_by_kind(tensor: TensorInfo, wanted: re.Pattern[str] | None, unwanted: re.Pattern[str] | None) -> str:
+def _reason_by_options(names: Sequence[str], wanted: re.Pattern[str] | None, unwanted: re.Pattern[str] | None) -> str:
+    """Say whether the caller leaves a tensor out, by any of its names; empty if not."""
+    if unwanted is not None and any(map(unwanted.search, names)):
+        return "excluded"
+    return "not included" if wanted is not None and not any(map(wanted.search, names)) else ""
+
+
+def _reason_by_kind(
+    tensor: TensorInfo, names: Sequence[str], wanted: re.Pattern[str] | None, unwanted: re.Pattern[str] | None
+) -> str:
     """Say why a tensor is not pruned, whatever its layout; empty if nothing speaks against it."""
     if not tensor.is_floating:
         return f"{tensor.dtype} is not floating"
     if len(tensor.shape) < 2:
         return f"{len(tensor.shape)}-d, not a matrix"
-    if unwanted is not None and unwanted.search(tensor.name):
-        return "excluded"
-    if wanted is not None and not wanted.search(tensor.name):
-        return "not included"
-    if wanted is None and (kind := kind_by_name(tensor.name)):
-        return f"{kind} by its name"
+    if reason := _reason_by_options(names, wanted, unwanted):
+        return reason
+    for name in names if wanted is None else ():
+        if kind := kind_by_name(name):
+            return f"{kind} by its name" if name == tensor.name else f"{tied(kind)}, {name!r}"
     return "" if tensor.size else "empty"
 
 
-def _laid_out(tensor: TensorInfo, m: int, rules: AxesRules, metadata: Mapping[str, str]) -> Selection:
+def _laid_out(
+    tensor: TensorInfo, names: Sequence[str], m: int, rules: AxesRules, metadata: Mapping[str, str]
+) -> Selection:
     """Find the matrix of a tensor, which must have a side of at least M in each direction."""
-    given = rules.axes_of(tensor.name, tensor.shape)
+    given = rules.axes_of(tensor.name, tensor.shape, names[1:])
     readings = readings_of(tensor, metadata) if given is None else (given,)
     sides = [(tensor.shape[first], tensor.shape[second]) for first, second in readings]
     if sides and all(min(pair) < m for pair in sides):
