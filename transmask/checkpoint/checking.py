@@ -196,7 +196,7 @@ def _axes_to_check(
         return {chosen.tensor.name: chosen.axes for chosen in selections if chosen.axes is not None}
     known = {tensor.name: tensor for tensor in checkpoint.tensors}
     for name, pair in checkpoint.record.axes.items():
-        if name not in known or not known[name].is_floating or max(pair) >= len(known[name].shape):
+        if name not in known or known[name].numpy_dtype is None or max(pair) >= len(known[name].shape):
             raise CheckpointError(
                 f"{str(checkpoint.path)!r} says that {name!r} was pruned along the axes {pair}, "
                 "but it holds no such tensor. It was changed after pruning."

@@ -15,6 +15,7 @@ from ._record import PruneRecord
 from ._staging import Staging, creating
 from .aliases import without_torn_twins
 from .masks_file import as_masks_path, check_mask_names
+from .scaling import Scaling
 from .selection import Selection, select_tensors
 
 __all__ = ["PrunePlan", "plan_pruning"]
@@ -44,6 +45,11 @@ class PrunePlan:
     def axes(self) -> dict[str, tuple[int, int]]:
         """The tensors to prune, by name, with the axes that form their matrix."""
         return {chosen.tensor.name: chosen.axes for chosen in self.selections if chosen.axes is not None}
+
+    @property
+    def scalings(self) -> dict[str, Scaling]:
+        """What the entries of the tensors to prune are multiplied with to be the weights, where they are not."""
+        return {chosen.tensor.name: chosen.scaling for chosen in self.selections if chosen.scaling is not None}
 
     @property
     def n_weights(self) -> int:

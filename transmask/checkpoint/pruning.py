@@ -39,7 +39,8 @@ class PrunedTensor:
     axes : tuple of two int
         The axes that formed its matrix.
     kept, total : float
-        Sum of the magnitudes kept, and of all.
+        Sum of the magnitudes kept, and of all; of the effective weights, where the file holds them as entries in 8 bits
+        and scales.
     upper_bound : float
         No mask of the pattern keeps more.
     gap : float
@@ -173,6 +174,7 @@ class _Run:
     def __init__(self, plan: PrunePlan, apply: bool, threads: int, progress: Progress, staging: Staging) -> None:
         self.plan = plan
         self.axes = plan.axes
+        self.scalings = plan.scalings
         self.apply = apply
         self.progress = progress
         self.staging = staging
@@ -225,27 +227,30 @@ class _Run:
     def _sizes(self, tensor: TensorInfo) -> Iterator[int]:
         return map(math.prod, self._shapes(tensor))
 
-    def _read(self) -> Iterator[tuple[TensorInfo, int, Array]]:
-        """Read the pieces of all planned tensors in order; the first of a dtype has its solver compiled."""
+    def _read(self) -> Iterator[tuple[TensorInfo, int, Array, Array | None]]:
+        """Read the pieces of all planned tensors in order, with their scales; each dtype has its solver compiled."""
         prepared = set()
         for tensor in self.plan.checkpoint.tensors:
             if tensor.name not in self.axes:
                 continue
             stretches = self.plan.checkpoint.stretches(tensor, self._sizes(tensor))
+            scaling = self.scalings.get(tensor.name)
+            scales = None if scaling is None else scaling.load(self.plan.checkpoint)
             start = 0
             for shape, entries in zip(self._shapes(tensor), stretches, strict=True):
-                if entries.dtype not in prepared:
-                    prepared.add(entries.dtype)
-                    prepare(self.plan.solver, self.plan.pattern, self.plan.constraint, entries.dtype)
-                yield tensor, start, entries.reshape(shape)
+                dtype = entries.dtype if scales is None else scales.dtype
+                if dtype not in prepared:
+                    prepared.add(dtype)
+                    prepare(self.plan.solver, self.plan.pattern, self.plan.constraint, dtype)
+                yield tensor, start, entries.reshape(shape), scales
                 start += entries.size
 
-    def _solve(self, item: tuple[TensorInfo, int, Array]) -> _Piece:
+    def _solve(self, item: tuple[TensorInfo, int, Array, Array | None]) -> _Piece:
         """Solve and prove a piece, and write zeros into it; name the tensor and the place in what is wrong with it."""
-        tensor, start, weights = item
+        tensor, start, weights, scales = item
         try:
             result = solve_array(
-                weights,
+                weights if scales is None else self._effective(tensor, start, weights, scales),
                 self.plan.pattern,
                 self.plan.constraint,
                 self.plan.solver,
@@ -263,6 +268,10 @@ class _Run:
             result.mask if self.masks is not None else None,
             _Sums(*(getattr(result, name) for name in _Sums._fields)),
         )
+
+    def _effective(self, tensor: TensorInfo, start: int, entries: Array, scales: Array) -> Array:
+        """Return the weights that a piece stands for."""
+        return self.scalings[tensor.name].effective(entries, start, tensor.shape, scales)
 
 
 def _outcome(tensor: TensorInfo, axes: tuple[int, int], pieces: list[_Sums]) -> PrunedTensor:

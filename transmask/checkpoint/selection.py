@@ -1,7 +1,8 @@
 """Which tensors of a checkpoint are pruned, along which axes, and why the others are not.
 
-A tensor is pruned if it is floating-point, has at least two axes, both axes of its matrix have at least M entries, and
-its name is not that of an embedding, a norm, a router or whatever else `kinds` knows to be no weight of a layer.
+A tensor is pruned if it is floating-point, or has 8-bit integers and scales; has at least two axes, with at least M
+entries along both axes of its matrix; and if its name is not that of an embedding, a norm, a router or whatever else
+`kinds` knows to be no weight of a layer.
 
 The axes come from `layouts.CONVENTIONS`, or from the caller. A tensor that could be read along several is skipped.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from ..pattern import Pattern
@@ -19,6 +20,7 @@ from ._base import TensorInfo
 from .aliases import aliases_in, tied
 from .kinds import kind_by_name
 from .layouts import readings_of
+from .scaling import Scaling, scales_of, scaling_of, unscalable
 
 __all__ = ["Selection", "matching_names", "select_tensors"]
 
@@ -34,11 +36,14 @@ class Selection:
         The axes that form its matrix; None if it is not pruned.
     reason : str
         Why it is not pruned; empty if it is.
+    scaling : Scaling or None
+        What its entries are multiplied with to be the weights; None if they are the weights, or it is not pruned.
     """
 
     tensor: TensorInfo
     axes: tuple[int, int] | None
     reason: str
+    scaling: Scaling | None = None
 
 
 def select_tensors(
@@ -90,12 +95,13 @@ def select_tensors(
     rules = AxesRules(axes)
     wanted, unwanted = compiled(include, "include"), compiled(exclude, "exclude")
     tensors, selections = tuple(tensors), []
-    aliases = aliases_in(metadata, (tensor.name for tensor in tensors))
+    known = {tensor.name: tensor for tensor in tensors}
+    aliases = aliases_in(metadata, known)
     for tensor in tensors:
         names = (tensor.name, *aliases.get(tensor.name, ()))
-        reason = _reason_by_kind(tensor, names, wanted, unwanted)
+        reason = _reason_by_kind(tensor, names, known, wanted, unwanted)
         choice = Selection(tensor, None, reason) if reason else _laid_out(tensor, names, pattern.m, rules, metadata)
-        selections.append(choice)
+        selections.append(choice if choice.axes is None else replace(choice, scaling=scaling_of(tensor, known)))
     rules.refuse_unused()
     return tuple(selections)
 
@@ -126,11 +132,15 @@ def _reason_by_options(names: Sequence[str], wanted: re.Pattern[str] | None, unw
 
 
 def _reason_by_kind(
-    tensor: TensorInfo, names: Sequence[str], wanted: re.Pattern[str] | None, unwanted: re.Pattern[str] | None
+    tensor: TensorInfo,
+    names: Sequence[str],
+    known: Mapping[str, TensorInfo],
+    wanted: re.Pattern[str] | None,
+    unwanted: re.Pattern[str] | None,
 ) -> str:
     """Say why a tensor is not pruned, whatever its layout; empty if nothing speaks against it."""
-    if not tensor.is_floating:
-        return f"{tensor.dtype} is not floating"
+    if not tensor.is_floating and scales_of(tensor, known) is None:
+        return unscalable(tensor, known) or f"{tensor.dtype} is not floating"
     if len(tensor.shape) < 2:
         return f"{len(tensor.shape)}-d, not a matrix"
     if reason := _reason_by_options(names, wanted, unwanted):
@@ -138,7 +148,7 @@ def _reason_by_kind(
     for name in names if wanted is None else ():
         if kind := kind_by_name(name):
             return f"{kind} by its name" if name == tensor.name else f"{tied(kind)}, {name!r}"
-    return "" if tensor.size else "empty"
+    return unscalable(tensor, known) if tensor.size else "empty"
 
 
 def _laid_out(
