@@ -62,7 +62,8 @@ def sample_blocks(plan: PrunePlan, n_blocks: int) -> tuple[Array, int]:
     wanted = np.arange(min(n_blocks, n_all))
     wanted = (2 * wanted + 1) * n_all // (2 * len(wanted))
     dtypes = [
-        score_dtype(np.dtype(chosen.tensor.numpy_dtype if chosen.scaling is None else np.float32)) for chosen in tensors
+        score_dtype(np.dtype(chosen.tensor.numpy_dtype if chosen.scaling is None else chosen.scaling.dtype))
+        for chosen in tensors
     ]
     blocks = np.empty((len(wanted), m, m), np.result_type(*dtypes))
     for chosen, end, begin in zip(tensors, ends, [0, *ends[:-1]], strict=True):

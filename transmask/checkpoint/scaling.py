@@ -1,4 +1,4 @@
-"""Stored tensors that are not the weights themselves: 8-bit ones with scales, packed integers, weight norms.
+"""Stored tensors that are not the weights themselves: 8-bit ones with scales, weight norms, packed integers.
 
 What a layer multiplies with is entry times scale. `scaling_of` finds the scales of a tensor in 8 bits by the names that
 libraries give them, so that scores are magnitudes of the effective weights, and zeros go into what is stored:
@@ -10,8 +10,8 @@ libraries give them, so that scores are magnitudes of the effective weights, and
 * ``scale_weight`` (ComfyUI's scaled FP8);
 * ``SCB`` (bitsandbytes LLM.int8()): the largest magnitude of each row, which stands for 127.
 
-`unscalable` says why others are skipped: where a stored zero is no zero, where several weights share an integer, and
-where zeros would change the weights that are kept.
+The v of a weight norm is scaled by g / |v|. `unscalable` says why others are skipped: where a stored zero is no zero of
+the weight, and where several weights share an integer.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .._typing import Array
 from ..errors import InvalidArgumentError
 from ._base import Checkpoint, TensorInfo
+from .weight_norm import lengths, norm_of_direction
 
 __all__ = ["Scaling", "scales_of", "scaling_of", "unscalable"]
 
@@ -48,17 +50,28 @@ class Scaling:
         How many entries of the tensor share a scale, along each axis.
     factor : float
         Multiplied in as well.
+    direction : TensorInfo or None
+        The tensor itself, if `scales` are the norms g of a weight norm and it is the v.
     """
 
     scales: TensorInfo
     shape: tuple[int, ...]
     spans: tuple[int, ...]
     factor: float = 1.0
+    direction: TensorInfo | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the effective weights: float64 if the scales are, else float32."""
+        return np.dtype(np.float64 if self.scales.numpy_dtype == np.float64 else np.float32)
 
     def load(self, checkpoint: Checkpoint) -> Array:
-        """Read the scales, as float32 with as many axes as the tensor has."""
-        scales: Array = checkpoint.read(self.scales).astype(np.float32).reshape(self.shape) * np.float32(self.factor)
-        return scales
+        """Read what to multiply the entries with, in `dtype` and with as many axes as the tensor has."""
+        scales = checkpoint.read(self.scales).astype(np.float64).reshape(self.shape) * self.factor
+        if self.direction is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                scales = scales / lengths(checkpoint, self.direction, self.shape)
+        return scales.astype(self.dtype)
 
     def effective(self, entries: Array, start: int, whole: tuple[int, ...], scales: Array) -> Array:
         """Return the effective weights of a part of the tensor.
@@ -76,7 +89,7 @@ class Scaling:
 
         Returns
         -------
-        ndarray of float32, the shape of `entries`
+        ndarray of `dtype`, the shape of `entries`
         """
         origin = np.unravel_index(start, whole)
         index = [
@@ -84,7 +97,7 @@ class Scaling:
             for n, first, length, span in zip(self.shape, origin, entries.shape, self.spans, strict=True)
         ]
         with np.errstate(over="ignore", invalid="ignore"):  # the solver refuses what is not finite, by its name
-            weights: Array = entries.astype(np.float32) * scales[np.ix_(*index)]
+            weights: Array = entries.astype(self.dtype) * scales[np.ix_(*index)]
         return weights
 
 
@@ -113,8 +126,8 @@ def unscalable(tensor: TensorInfo, known: Mapping[str, TensorInfo]) -> str:
     -------
     str
     """
-    if _is_direction(tensor.name, known):
-        return "direction of a weight norm: zeros would rescale the rest; remove the weight norm first"
+    if tensor.name.endswith(".original1") and norm_of_direction(tensor, known) is None:
+        return "part of a parametrisation, which is not known to be a weight norm"
     scales = scales_of(tensor, known)
     if not tensor.is_floating and scales is None:
         packed = PACKED.search(tensor.name) is not None or _has_packed_siblings(tensor.name, known)
@@ -152,6 +165,11 @@ def scaling_of(tensor: TensorInfo, known: Mapping[str, TensorInfo]) -> Scaling |
     (128, 128)
     """
     scales = scales_of(tensor, known)
+    norm = norm_of_direction(tensor, known) if scales is None else None
+    if norm is not None:
+        shape = (1,) * len(tensor.shape) if norm.size == 1 else norm.shape
+        spans = tuple(length // n for length, n in zip(tensor.shape, shape, strict=True))
+        return Scaling(norm, shape, spans, direction=tensor)
     if scales is None:
         return None
     whole, shape = tensor.shape, scales.shape
@@ -160,13 +178,13 @@ def scaling_of(tensor: TensorInfo, known: Mapping[str, TensorInfo]) -> Scaling |
     while len(shape) > len(whole) and shape[-1] == 1:
         shape = shape[:-1]
     shape += (1,) * (len(whole) - len(shape))
-    spans = _spans(whole, shape, in_blocks=scales.name.endswith("_inv"))
-    if spans is None:
+    fitting = _spans(whole, shape, in_blocks=scales.name.endswith("_inv"))
+    if fitting is None:
         raise InvalidArgumentError(
             f"`model` must hold scales that fit their tensor, got {scales.name!r} of shape {scales.shape} for "
             f"{tensor.name!r} of shape {whole}. Exclude that tensor, or correct the file."
         )
-    return Scaling(scales, shape, spans, 1 / 127 if scales.name.endswith("SCB") else 1.0)
+    return Scaling(scales, shape, fitting, 1 / 127 if scales.name.endswith("SCB") else 1.0)
 
 
 def _spans(whole: tuple[int, ...], shape: tuple[int, ...], *, in_blocks: bool) -> tuple[int, ...] | None:
@@ -186,12 +204,6 @@ def _spans(whole: tuple[int, ...], shape: tuple[int, ...], *, in_blocks: bool) -
     if side is None:
         return None
     return tuple(side if 1 < n < length else -(-length // n) for length, n in pairs)
-
-
-def _is_direction(name: str, known: Mapping[str, TensorInfo]) -> bool:
-    """Whether a tensor is the v of a weight norm, w = g v / |v|, by torch's old names or by its new ones."""
-    old = re.search(r"(^|[./])weight\w*_v$", name) is not None and f"{name[:-1]}g" in known
-    return old or (name.endswith(".original1") and f"{name[:-1]}0" in known)
 
 
 def _has_packed_siblings(name: str, known: Mapping[str, TensorInfo]) -> bool:

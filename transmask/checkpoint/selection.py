@@ -21,6 +21,7 @@ from .aliases import aliases_in, tied
 from .kinds import kind_by_name
 from .layouts import readings_of
 from .scaling import Scaling, scales_of, scaling_of, unscalable
+from .weight_norm import weight_name
 
 __all__ = ["Selection", "matching_names", "select_tensors"]
 
@@ -103,7 +104,13 @@ def select_tensors(
         choice = Selection(tensor, None, reason) if reason else _laid_out(tensor, names, pattern.m, rules, metadata)
         selections.append(choice if choice.axes is None else replace(choice, scaling=scaling_of(tensor, known)))
     rules.refuse_unused()
-    return tuple(selections)
+    norms = {c.scaling.scales.name: c.tensor.name for c in selections if c.scaling and c.scaling.direction}
+    return tuple(
+        Selection(choice.tensor, None, f"norm of {norms[choice.tensor.name]!r}, shortened with it")
+        if choice.tensor.name in norms
+        else choice
+        for choice in selections
+    )
 
 
 def matching_names(
@@ -146,7 +153,7 @@ def _reason_by_kind(
     if reason := _reason_by_options(names, wanted, unwanted):
         return reason
     for name in names if wanted is None else ():
-        if kind := kind_by_name(name):
+        if kind := kind_by_name(weight_name(name)):
             return f"{kind} by its name" if name == tensor.name else f"{tied(kind)}, {name!r}"
     return unscalable(tensor, known) if tensor.size else "empty"
 
@@ -156,7 +163,7 @@ def _laid_out(
 ) -> Selection:
     """Find the matrix of a tensor, which must have a side of at least M in each direction."""
     given = rules.axes_of(tensor.name, tensor.shape, names[1:])
-    readings = readings_of(tensor, metadata) if given is None else (given,)
+    readings = readings_of(replace(tensor, name=weight_name(tensor.name)), metadata) if given is None else (given,)
     sides = [(tensor.shape[first], tensor.shape[second]) for first, second in readings]
     if sides and all(min(pair) < m for pair in sides):
         return Selection(tensor, None, f"{sides[0][0]} x {sides[0][1]} is smaller than M = {m}")
