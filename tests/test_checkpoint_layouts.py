@@ -199,3 +199,29 @@ def test_the_command_line_prunes_and_checks_along_axes(tmp_path, capsys):
     assert main(["check", str(output), "-p", "2:4", "--axes", "a=0,3"]) == 1
     assert main(["prune", str(path), "-p", "2:4", "-o", str(output), "--axes", "a=0,1", "--axes", "a=0,2"]) == 2
     assert "`--axes` must have one rule for a tensor, got two for 'a'." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["GraniteMoe", "GPT2"])
+def test_models_of_transformers(tmp_path, kind):
+    transformers = pytest.importorskip("transformers")
+    if kind == "GPT2":
+        config = transformers.GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=1, n_head=4)
+        model, axes = transformers.GPT2LMHeadModel(config), {"c_attn": (1, 0), "mlp": (1, 0), "attn.c_proj": (0, 1)}
+    else:
+        sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+        config = transformers.GraniteMoeConfig(**sizes, num_attention_heads=4, num_key_value_heads=4)
+        model, axes = transformers.GraniteMoeForCausalLM(config), {"put_linear": (1, 2), "": (0, 1)}
+    model.save_pretrained(tmp_path / "old")
+    plan = plan_pruning(tmp_path / "old" / "model.safetensors", "2:4")
+    for name, pair in plan.axes.items():
+        assert pair == next(expected for part, expected in axes.items() if part in name)
+    assert not [name for name in plan.axes if "router" in name or "embed" in name or "wte" in name]
+    model.config.save_pretrained(tmp_path / "new")
+    prune_checkpoint(plan, tmp_path / "new" / "model.safetensors")
+    type(model).from_pretrained(tmp_path / "new").save_pretrained(tmp_path / "again")
+    loaded = load_file(tmp_path / "again" / "model.safetensors")  # under the names of the file: a model has others
+    for name, pair in plan.axes.items():
+        assert set(groups_kept(loaded[name], pair, 4)) == {2}
+    assert all(found.report.ok for found in check_checkpoint(tmp_path / "new" / "model.safetensors", "2:4"))
