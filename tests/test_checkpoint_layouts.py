@@ -3,6 +3,8 @@
 The names and shapes are those of the libraries named beside them.
 """
 
+import json
+
 import numpy as np
 import pytest
 from checkpoint_files import files_in, read_safetensors, write_safetensors
@@ -25,6 +27,7 @@ CASES = [
     ("features.0.weight", (8, 12, 3, 3), None, (0, 1)),  # torch.nn.Conv2d
     ("encoder.conv.weight", (16, 8, 2, 4, 3), "pt", (0, 1)),  # torch.nn.Conv3d
     ("wav2vec2.feature_extractor.conv_layers.1.conv.weight", (16, 8, 3), "pt", (0, 1)),  # torch.nn.Conv1d
+    ("ups.0.weight", (16, 8, 7), "pt", (0, 1)),
     ("mlp.w_2.weight", (8, 16, 1), None, (0, 1)),  # FastSpeech: a Conv1d of kernel 1
     ("h.0.attn.c_attn.weight", (8, 24), "pt", (1, 0)),  # transformers.pytorch_utils.Conv1D
     ("h.0.mlp.c_proj.weight", (32, 8), "pt", (1, 0)),
@@ -99,6 +102,7 @@ def test_experts_masked_across_experts_do_not_pass(tmp_path):
 
 UNCLEAR = [
     ("rotations", (8, 64, 64), None),
+    ("bilinear.weight", (32, 64, 16), "pt"),  # torch.nn.Bilinear is (out, in, in)
     ("layers.mlp.fc1.weight", (16, 8, 4), None),  # a Conv1d called like a linear layer, or stacked linear layers
     ("conv.weight", (64, 8, 32), None),  # torch of kernel 32, or MLX of kernel 8
     ("layers.weight", (64, 8, 32), "mlx"),
@@ -196,6 +200,8 @@ def test_the_command_line_prunes_and_checks_along_axes(tmp_path, capsys):
     assert set(groups_kept(read_safetensors(output)[1]["a=b"], (0, 2), 4)) == {2}
     assert open_checkpoint(output).record.axes == {"a=b": (0, 2), "fc": (1, 0)}
     capsys.readouterr()
+    assert main(["compare", str(path), "-p", "2:4", "--solver", "greedy", "--json", *rules]) == 0
+    assert json.loads(capsys.readouterr().out)["blocks_in_file"] == 3 * 4 * 4 + 4
     assert main(["check", str(output), "-p", "2:4", "--axes", "a=0,3"]) == 1
     assert main(["prune", str(path), "-p", "2:4", "-o", str(output), "--axes", "a=0,1", "--axes", "a=0,2"]) == 2
     assert "`--axes` must have one rule for a tensor, got two for 'a'." in capsys.readouterr().err

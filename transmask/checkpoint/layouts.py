@@ -24,6 +24,7 @@ __all__ = ["CONVENTIONS", "Axes", "Convention", "readings_of"]
 Axes: TypeAlias = tuple[int, int]
 
 LARGEST_KERNEL = 31  # the longest side a kernel is believed to have; 31 x 31 is RepLKNet's
+LARGEST_UNNAMED = 7  # of three axes where no name says conv: torch.nn.Bilinear and stacked heads have longer sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,13 @@ CONVENTIONS: tuple[Convention, ...] = (
         fits=_is_like_a_kernel,
     ),
     Convention("stacked linear layers: out, in", _ends(LINEAR, "weight"), (3,), ((1, 2),)),
-    Convention("torch: out, in, kernel", ANY, (3,), ((0, 1),), fits=_is_like_a_kernel),
+    Convention(
+        "torch: out, in, kernel",
+        ANY,
+        (3,),
+        ((0, 1),),
+        fits=lambda s: s[2] <= LARGEST_UNNAMED and _is_like_a_kernel(s),
+    ),
     Convention("three axes", ANY, (3,), ((1, 2), (0, 1), (0, 2))),
 )
 """Every layout that is recognised by name; the first row that covers a tensor counts."""

@@ -169,5 +169,5 @@ def _laid_out(
         return Selection(tensor, None, f"{sides[0][0]} x {sides[0][1]} is smaller than M = {m}")
     if len(readings) == 1:
         return Selection(tensor, readings[0], "")
-    listed = " or ".join(f"{first},{second}" for first, second in readings) or "two of them"
+    listed = " or ".join(f"{first},{second}" for first, second in readings) or "I,J"
     return Selection(tensor, None, f"which axes form its matrix is unclear: --axes 'NAME_RE={listed}' says it")
