@@ -3,8 +3,8 @@
 What a layer multiplies with is entry times scale. `scaling_of` finds the scales of a tensor in 8 bits by the names that
 libraries give them, so that scores are magnitudes of the effective weights, and zeros go into what is stored:
 
-* ``weight_scale`` (compressed-tensors, ModelOpt; transformers for FBGEMM): one for the tensor, for each row, or for each
-  group of a row;
+* ``weight_scale`` (compressed-tensors, ModelOpt; transformers for FBGEMM): one for the tensor, for each row, or for
+  each group of a row;
 * ``weight_scale_inv`` (DeepSeek-V3, transformers' finegrained FP8): one for each block of 128 x 128, a factor in spite
   of its name;
 * ``scale_weight`` (ComfyUI's scaled FP8);
