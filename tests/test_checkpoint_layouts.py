@@ -19,6 +19,7 @@ from transmask.checkpoint import (
     prune_checkpoint,
     read_masks,
 )
+from transmask.checkpoint.layouts import CONVENTIONS
 from transmask.cli import main
 
 CASES = [
@@ -27,6 +28,7 @@ CASES = [
     ("features.0.weight", (8, 12, 3, 3), None, (0, 1)),  # torch.nn.Conv2d
     ("encoder.conv.weight", (16, 8, 2, 4, 3), "pt", (0, 1)),  # torch.nn.Conv3d
     ("wav2vec2.feature_extractor.conv_layers.1.conv.weight", (16, 8, 3), "pt", (0, 1)),  # torch.nn.Conv1d
+    ("conv1.weight", (16, 8, 3), None, (0, 1)),
     ("ups.0.weight", (16, 8, 7), "pt", (0, 1)),
     ("mlp.w_2.weight", (8, 16, 1), None, (0, 1)),  # FastSpeech: a Conv1d of kernel 1
     ("h.0.attn.c_attn.weight", (8, 24), "pt", (1, 0)),  # transformers.pytorch_utils.Conv1D
@@ -36,6 +38,7 @@ CASES = [
     ("model.layers.0.block_sparse_moe.output_linear.weight", (32, 40, 8), "pt", (1, 2)),
     ("model.layers.0.mlp.switch_mlp.gate_proj.weight", (4, 16, 8), "mlx", (1, 2)),  # mlx_lm
     ("layers.0.feed_forward.w1", (4, 16, 8), None, (1, 2)),  # gpt-fast
+    ("moe.fc1.weight", (4, 40, 64), None, (1, 2)),
     ("model.layers.0.mlp.experts.gate_up_proj", (3, 16, 8), "pt", (1, 2)),  # Qwen, Mixtral
     ("layers.experts.w", (2, 3, 8, 16), "pt", (2, 3)),
     ("blocks.0.attn.W_Q", (4, 16, 8), "pt", (2, 1)),  # TransformerLens
@@ -53,6 +56,15 @@ CASES = [
     ("layers.0.weight", (16, 3, 3, 64), None, (0, 3)),
     ("conv1.weight", (16, 3, 8), "mlx", (0, 2)),  # mlx.nn.Conv1d
 ]
+
+
+def test_every_row_of_the_table_has_a_case():
+    cases = [case[:3] for case in CASES] + UNCLEAR
+    found = {
+        next((place for place, row in enumerate(CONVENTIONS) if row.covers(name, shape, form or "")), None)
+        for name, shape, form in cases
+    }
+    assert found >= set(range(len(CONVENTIONS)))
 
 
 def groups_kept(array, axes, m):
