@@ -43,7 +43,7 @@ def test_what_is_kept_stays_what_it_was(tmp_path, name, ends, shape, norm_shape,
     write_safetensors(path, {norm: g, direction: v}, {"format": "pt"})
     plan = plan_pruning(path, "2:4", solver=InPieces())
     assert plan.axes == {direction: (0, 1)}
-    assert plan.selections[0].reason == f"norm of {direction!r}, shortened with it"
+    assert plan.selections[0].reason == f"norm of {direction!r}, shortened where that is pruned"
     [outcome] = prune_checkpoint(plan, output, masks=tmp_path / "masks.safetensors")
     before = weights_of(g, v)
     best = tm.solve(before, "2:4", axes=(0, 1))
@@ -79,6 +79,17 @@ def test_a_slice_that_keeps_nothing_is_refused(tmp_path):
         prune_checkpoint(plan_pruning(path, "2:4"), tmp_path / "new.safetensors")
     write_safetensors(path, {"a.weight_g": g, "a.weight_v": v})
     assert files_in(tmp_path) == before
+
+
+def test_the_norm_of_a_skipped_twin_stays(tmp_path):
+    v, g = random((8, 8)), np.ones((8, 1), np.float32)
+    tensors = {"a.weight_g": g, "a.weight_v": v, "b.weight_g": g, "b.weight_v": v, "c.weight": random((8, 8), seed=1)}
+    write_safetensors(tmp_path / "m.safetensors", tensors)
+    plan = plan_pruning(tmp_path / "m.safetensors", "2:4", exclude="^b")
+    assert (list(plan.axes), plan.scalings) == (["c.weight"], {})
+    prune_checkpoint(plan, tmp_path / "new.safetensors")
+    after = read_safetensors(tmp_path / "new.safetensors")[1]
+    assert all(same_bits(after[name], tensors[name]) for name in list(tensors)[:4])
 
 
 @pytest.mark.torch

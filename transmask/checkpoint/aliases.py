@@ -141,4 +141,4 @@ def _judge_together(judged: list[Selection], twins: list[int]) -> None:
             reason = f"{tied(kind)}: the same entries as {skipped.tensor.name!r}"
         else:
             reason = f"the same entries as {skipped.tensor.name!r}, which is skipped: {skipped.reason}"
-        judged[place] = replace(selection, axes=None, reason=reason)
+        judged[place] = replace(selection, axes=None, reason=reason, scaling=None)

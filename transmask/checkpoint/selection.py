@@ -106,7 +106,7 @@ def select_tensors(
     rules.refuse_unused()
     norms = {c.scaling.scales.name: c.tensor.name for c in selections if c.scaling and c.scaling.direction}
     return tuple(
-        Selection(choice.tensor, None, f"norm of {norms[choice.tensor.name]!r}, shortened with it")
+        Selection(choice.tensor, None, f"norm of {norms[choice.tensor.name]!r}, shortened where that is pruned")
         if choice.tensor.name in norms
         else choice
         for choice in selections
