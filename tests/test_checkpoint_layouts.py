@@ -220,6 +220,7 @@ def test_the_command_line_prunes_and_checks_along_axes(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["GraniteMoe", "GPT2"])
 def test_models_of_transformers(tmp_path, kind):
