@@ -15,6 +15,7 @@ CODES = {
     "F8_E5M2": ml_dtypes.float8_e5m2,
     "I64": np.int64,
     "I32": np.int32,
+    "I8": np.int8,
     "U8": np.uint8,
     "BOOL": np.bool_,
     "C64": np.complex64,

@@ -235,7 +235,7 @@ def test_check_counts_a_nan_as_kept(tmp_path):
 @pytest.fixture(params=["file", "shards"])
 def two(request, tmp_path):
     """A checkpoint of the tensors a and b, and a function that names its outputs."""
-    tensors = {name: np.random.default_rng(0).standard_normal((8, 8)) for name in ("a", "b")}
+    tensors = {name: np.random.default_rng(seed).standard_normal((8, 8)) for seed, name in enumerate("ab")}
     if request.param == "file":
         write_safetensors(tmp_path / "two.safetensors", tensors)
         return tmp_path / "two.safetensors", lambda name: tmp_path / f"{name}.safetensors"

@@ -9,9 +9,10 @@ import errno
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, TypeAlias
 
 import numpy as np
@@ -80,6 +81,8 @@ class Checkpoint(ABC):
         In the order of the file.
     record : PruneRecord or None
         What a previous run of transmask noted about it, where the format has a place for that.
+    metadata : mapping of str to str
+        What the file says about itself; empty where the format has no place for that.
     suffix : str
         What an output of this format must end with; empty if it is a folder.
     is_named_after_file : bool
@@ -90,6 +93,7 @@ class Checkpoint(ABC):
     files: tuple[Path, ...]
     tensors: tuple[TensorInfo, ...]
     record: PruneRecord | None = None
+    metadata: Mapping[str, str] = MappingProxyType({})
     suffix: str = ""
     is_named_after_file: bool = False
 

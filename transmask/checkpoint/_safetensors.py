@@ -27,8 +27,8 @@ __all__ = ["METADATA_KEY", "SafetensorsCheckpoint", "write_header"]
 
 METADATA_KEY = "transmask"
 
-# The floating types that hold a zero and one number a byte or more; every other tensor is copied, not read. ml_dtypes
-# knows F8_E8M0 and the 4 and 6 bit types too, but the first has no zero and the others are packed.
+# The floating types that hold a zero and one number a byte or more; but for bytes, every other tensor is copied, not
+# read. ml_dtypes knows F8_E8M0 and the 4 and 6 bit types too, but the first has no zero and the others are packed.
 FLOATING = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -39,7 +39,7 @@ FLOATING = {
     "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
     "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
-OTHERS = {"U8": np.dtype("u1")}
+OTHERS = {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
 
 
 class SafetensorsCheckpoint(Checkpoint):

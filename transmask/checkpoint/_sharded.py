@@ -52,6 +52,7 @@ class ShardedCheckpoint(Checkpoint):
         self.files = (path, *(shard.path for shard in self._shards))
         self.tensors = tuple(tensor for shard in self._shards for tensor in shard.tensors)
         self.record = self._merged_record()
+        self.metadata = {key: text for shard in self._shards for key, text in shard.metadata.items()}
 
     def _weight_map(self) -> dict[str, str]:
         """Read the index: the name of the shard of each tensor."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from ..check import MaskReport, check_mask
 from ..errors import CheckpointError, InvalidArgumentError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
+from ._axes_rules import AxesRules
 from ._base import Checkpoint, TensorInfo
 from ._open import PathLike, open_checkpoint
+from .aliases import aliases_in, without_torn_twins
 from .masks_file import Masks, masks_in
 from .selection import matching_names, select_tensors
 
@@ -95,6 +97,7 @@ def plan_check(
     constraint: str = "at_most",
     include: str | None = None,
     exclude: str | None = None,
+    axes: Mapping[str, Sequence[int]] | None = None,
 ) -> CheckPlan:
     """Decide what to check, from the headers alone; parameters and errors are those of `check_checkpoint`.
 
@@ -105,17 +108,22 @@ def plan_check(
     chosen, limit = Pattern.of(pattern), as_constraint(constraint)
     checkpoint = open_checkpoint(model)
     masks = masks_in(checkpoint)
-    axes = _axes_to_check(checkpoint, chosen, include, exclude) if masks is None else masks.axes
-    names = matching_names(axes, include=include, exclude=exclude)
+    rules = AxesRules(axes)
+    found = _axes_to_check(checkpoint, chosen, include, axes) if masks is None else masks.axes
+    aliases = aliases_in(checkpoint.metadata, found)
+    names = matching_names(found, include=include, exclude=exclude, aliases=aliases)
     if not names:
         raise InvalidArgumentError(
             f"`model` must hold a tensor to check, got none in {str(checkpoint.path)!r}. "
             "`transmask prune --dry-run` says why each of its tensors is skipped."
         )
     known = {tensor.name: tensor for tensor in checkpoint.tensors}
-    return CheckPlan(
-        checkpoint, masks, chosen, limit, {name: known[name] for name in names}, {name: axes[name] for name in names}
-    )
+    used = {}
+    for name in names:
+        shape = known[name].shape if masks is None else masks.shapes[name]
+        used[name] = rules.axes_of(name, shape, aliases.get(name, ())) or found[name]
+    rules.refuse_unused()
+    return CheckPlan(checkpoint, masks, chosen, limit, {name: known[name] for name in names}, used)
 
 
 def check_checkpoint(
@@ -125,6 +133,7 @@ def check_checkpoint(
     constraint: str = "at_most",
     include: str | None = None,
     exclude: str | None = None,
+    axes: Mapping[str, Sequence[int]] | None = None,
 ) -> Iterator[CheckedTensor]:
     """Check a checkpoint or a masks file, one tensor in memory at a time.
 
@@ -141,6 +150,9 @@ def check_checkpoint(
         so that "exactly" can fail for a file that was pruned "exactly"; the masks file has no such doubt.
     include, exclude : str, optional
         Regular expressions on the tensors' names; see `select_tensors`.
+    axes : mapping of str to pair of int, optional
+        Regular expressions on the names, and the axes that form the matrices of the tensors that match, whatever the
+        file says.
 
     Returns
     -------
@@ -164,22 +176,29 @@ def check_checkpoint(
     good holds 2:4
     bad row 2, columns 0 to 3 keeps 3, more than 2 of 4
     """
-    plan = plan_check(model, pattern, constraint=constraint, include=include, exclude=exclude)
+    plan = plan_check(model, pattern, constraint=constraint, include=include, exclude=exclude, axes=axes)
     return (plan.check(name) for name in plan.axes)
 
 
 def _axes_to_check(
-    checkpoint: Checkpoint, pattern: Pattern, include: str | None, exclude: str | None
+    checkpoint: Checkpoint,
+    pattern: Pattern,
+    include: str | None,
+    axes: Mapping[str, Sequence[int]] | None,
 ) -> dict[str, tuple[int, int]]:
     """Return the tensors meant to hold a pattern, with the axes that form their matrix."""
     if checkpoint.record is None:
-        selections = select_tensors(checkpoint.tensors, pattern, include=include, exclude=exclude)
+        selections = select_tensors(
+            checkpoint.tensors, pattern, include=include, axes=axes, metadata=checkpoint.metadata
+        )
+        if include is None:
+            selections = without_torn_twins(checkpoint, selections)
         return {chosen.tensor.name: chosen.axes for chosen in selections if chosen.axes is not None}
     known = {tensor.name: tensor for tensor in checkpoint.tensors}
-    for name, axes in checkpoint.record.axes.items():
-        if name not in known or not known[name].is_floating or max(axes) >= len(known[name].shape):
+    for name, pair in checkpoint.record.axes.items():
+        if name not in known or known[name].numpy_dtype is None or max(pair) >= len(known[name].shape):
             raise CheckpointError(
-                f"{str(checkpoint.path)!r} says that {name!r} was pruned along the axes {axes}, "
+                f"{str(checkpoint.path)!r} says that {name!r} was pruned along the axes {pair}, "
                 "but it holds no such tensor. It was changed after pruning."
             )
     return checkpoint.record.axes

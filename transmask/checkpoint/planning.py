@@ -1,7 +1,8 @@
-"""Plan how a checkpoint is pruned, from its headers alone."""
+"""Plan how a checkpoint is pruned, from its headers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from ._base import Checkpoint
 from ._open import PathLike, as_path, open_checkpoint
 from ._record import PruneRecord
 from ._staging import Staging, creating
+from .aliases import without_torn_twins
 from .masks_file import as_masks_path, check_mask_names
+from .scaling import Scaling
 from .selection import Selection, select_tensors
 
 __all__ = ["PrunePlan", "plan_pruning"]
@@ -20,7 +23,7 @@ __all__ = ["PrunePlan", "plan_pruning"]
 
 @dataclass(frozen=True, slots=True)
 class PrunePlan:
-    """What `prune_checkpoint` will do, known without reading a weight.
+    """What `prune_checkpoint` will do, known before it begins.
 
     Attributes
     ----------
@@ -42,6 +45,11 @@ class PrunePlan:
     def axes(self) -> dict[str, tuple[int, int]]:
         """The tensors to prune, by name, with the axes that form their matrix."""
         return {chosen.tensor.name: chosen.axes for chosen in self.selections if chosen.axes is not None}
+
+    @property
+    def scalings(self) -> dict[str, Scaling]:
+        """What the entries of the tensors to prune are multiplied with to be the weights, where they are not."""
+        return {chosen.tensor.name: chosen.scaling for chosen in self.selections if chosen.scaling is not None}
 
     @property
     def n_weights(self) -> int:
@@ -118,8 +126,12 @@ def plan_pruning(
     solver: str | Solver = "auto",
     include: str | None = None,
     exclude: str | None = None,
+    axes: Mapping[str, Sequence[int]] | None = None,
 ) -> PrunePlan:
-    """Decide which tensors of a checkpoint are pruned, from its headers alone.
+    """Decide which tensors of a checkpoint are pruned, from its headers.
+
+    Weights are read only where tensors of one shape are treated differently: those with the same entries, bit for bit,
+    may be tied, and are pruned alike or all skipped.
 
     Parameters
     ----------
@@ -131,6 +143,8 @@ def plan_pruning(
     solver : str or Solver, default "auto"
     include, exclude : str, optional
         Regular expressions on the tensors' names; see `select_tensors`.
+    axes : mapping of str to pair of int, optional
+        Regular expressions on the names, and the axes that form the matrices of the tensors that match.
 
     Returns
     -------
@@ -148,10 +162,12 @@ def plan_pruning(
     worker = as_solver(solver, chosen, limit)
     worker.check(chosen, limit)
     checkpoint = open_checkpoint(model)
-    selections = select_tensors(checkpoint.tensors, chosen, include=include, exclude=exclude)
-    plan = PrunePlan(checkpoint, chosen, limit, worker, selections)
+    selections = select_tensors(
+        checkpoint.tensors, chosen, include=include, exclude=exclude, axes=axes, metadata=checkpoint.metadata
+    )
+    plan = PrunePlan(checkpoint, chosen, limit, worker, without_torn_twins(checkpoint, selections))
     if not plan.axes:
-        reasons = "; ".join(dict.fromkeys(f"{skip.tensor.name}: {skip.reason}" for skip in selections[:3]))
+        reasons = "; ".join(dict.fromkeys(f"{skip.tensor.name}: {skip.reason}" for skip in plan.selections[:3]))
         more = f"; {len(selections) - 3} more" if len(selections) > 3 else ""
         raise InvalidArgumentError(
             f"`model` must hold a tensor that can be pruned, got none of {len(selections)} in "

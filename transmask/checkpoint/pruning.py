@@ -25,6 +25,7 @@ from ._staging import Staging
 from .masks_file import MaskPacker, write_masks_header
 from .pieces import cut_into_pieces
 from .planning import PrunePlan
+from .weight_norm import shortened_norms, squared_norms
 
 __all__ = ["Progress", "PrunedTensor", "prune_checkpoint"]
 
@@ -39,7 +40,8 @@ class PrunedTensor:
     axes : tuple of two int
         The axes that formed its matrix.
     kept, total : float
-        Sum of the magnitudes kept, and of all.
+        Sum of the magnitudes kept, and of all; of the effective weights, where the file holds them as entries in 8 bits
+        and scales.
     upper_bound : float
         No mask of the pattern keeps more.
     gap : float
@@ -162,6 +164,15 @@ class _Sums(NamedTuple):
     seconds: float
 
 
+class _Unsolved(NamedTuple):
+    """Entries of a tensor, where the first of them lies in C order, and the scales of the tensor, if any."""
+
+    tensor: TensorInfo
+    start: int
+    entries: Array
+    scales: Array | None
+
+
 class _Piece(NamedTuple):
     """Pruned entries of a tensor and their mask, as far as they are to be written."""
 
@@ -177,6 +188,8 @@ class _Run:
     def __init__(self, plan: PrunePlan, apply: bool, threads: int, progress: Progress, staging: Staging) -> None:
         self.plan = plan
         self.axes = plan.axes
+        self.scalings = plan.scalings
+        self.directions = {s.scales.name: s.direction for s in plan.scalings.values() if s.direction is not None}
         self.apply = apply
         self.progress = progress
         self.staging = staging
@@ -190,6 +203,8 @@ class _Run:
 
     def replace(self, tensor: TensorInfo) -> Iterator[Array] | None:
         """Return what the new checkpoint holds in place of a tensor, piece by piece, if it is planned."""
+        if tensor.name in self.directions and self.apply:
+            return iter([self._shortened(tensor)])
         if tensor.name not in self.axes:
             return None
         stretches = self._replaced(tensor)
@@ -229,27 +244,35 @@ class _Run:
     def _sizes(self, tensor: TensorInfo) -> Iterator[int]:
         return map(math.prod, self._shapes(tensor))
 
-    def _read(self) -> Iterator[tuple[TensorInfo, int, Array]]:
-        """Read the pieces of all planned tensors in order; the first of a dtype has its solver compiled."""
+    def _read(self) -> Iterator[_Unsolved]:
+        """Read the pieces of all planned tensors in order, with their scales; each dtype has its solver compiled."""
         prepared = set()
         for tensor in self.plan.checkpoint.tensors:
             if tensor.name not in self.axes:
                 continue
-            stretches = self.plan.checkpoint.stretches(tensor, self._sizes(tensor))
-            start = 0
-            for shape, entries in zip(self._shapes(tensor), stretches, strict=True):
-                if entries.dtype not in prepared:
-                    prepared.add(entries.dtype)
-                    prepare(self.plan.solver, self.plan.pattern, self.plan.constraint, entries.dtype)
-                yield tensor, start, entries.reshape(shape)
-                start += entries.size
+            for item in self._pieces_of(tensor):
+                dtype = item.entries.dtype if item.scales is None else item.scales.dtype
+                if dtype not in prepared:
+                    prepared.add(dtype)
+                    prepare(self.plan.solver, self.plan.pattern, self.plan.constraint, dtype)
+                yield item
 
-    def _solve(self, item: tuple[TensorInfo, int, Array]) -> _Piece:
+    def _pieces_of(self, tensor: TensorInfo) -> Iterator[_Unsolved]:
+        """Read the pieces of a tensor."""
+        scaling = self.scalings.get(tensor.name)
+        scales = None if scaling is None else scaling.load(self.plan.checkpoint)
+        start = 0
+        stretches = self.plan.checkpoint.stretches(tensor, self._sizes(tensor))
+        for shape, entries in zip(self._shapes(tensor), stretches, strict=True):
+            yield _Unsolved(tensor, start, entries.reshape(shape), scales)
+            start += entries.size
+
+    def _solve(self, item: _Unsolved) -> _Piece:
         """Solve and prove a piece, and write zeros into it; name the tensor and the place in what is wrong with it."""
-        tensor, start, weights = item
+        tensor, start, weights, scales = item
         try:
             result = solve_array(
-                weights,
+                weights if scales is None else self._effective(tensor, start, weights, scales),
                 self.plan.pattern,
                 self.plan.constraint,
                 self.plan.solver,
@@ -267,6 +290,22 @@ class _Run:
             result.mask if self.masks is not None else None,
             _Sums(*(getattr(result, name) for name in _Sums._fields)),
         )
+
+    def _shortened(self, tensor: TensorInfo) -> Array:
+        """Return the norms of a weight norm for what its direction keeps, which is solved for them once more.
+
+        Most files hold the norms before the direction.
+        """
+        checkpoint, direction = self.plan.checkpoint, self.directions[tensor.name]
+        shape = self.scalings[direction.name].shape
+        before = squared_norms(checkpoint.stretches(direction, self._sizes(direction)), direction.shape, shape)
+        pieces = map(self._solve, self._pieces_of(direction))
+        kept = squared_norms((piece.entries for piece in pieces if piece.entries is not None), direction.shape, shape)
+        return shortened_norms(checkpoint.read(tensor), before, kept, direction.name).reshape(-1)
+
+    def _effective(self, tensor: TensorInfo, start: int, entries: Array, scales: Array) -> Array:
+        """Return the weights that a piece stands for."""
+        return self.scalings[tensor.name].effective(entries, start, tensor.shape, scales)
 
 
 def _is_small(item: tuple[TensorInfo, int, Array]) -> bool:

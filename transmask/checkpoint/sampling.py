@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from .._arguments import as_integer, as_weights, matrix_view
 from ..blocks import Array, score_dtype
 from ..errors import InvalidArgumentError
-from ._base import TensorInfo
+from ._base import Checkpoint, TensorInfo
 from .planning import PrunePlan
+from .selection import Selection
 
 __all__ = ["sample_blocks"]
 
@@ -60,17 +61,28 @@ def sample_blocks(plan: PrunePlan, n_blocks: int) -> tuple[Array, int]:
     n_all = int(ends[-1])
     wanted = np.arange(min(n_blocks, n_all))
     wanted = (2 * wanted + 1) * n_all // (2 * len(wanted))
-    dtypes = [score_dtype(np.dtype(chosen.tensor.numpy_dtype)) for chosen in tensors]
+    dtypes = [
+        score_dtype(np.dtype(chosen.tensor.numpy_dtype if chosen.scaling is None else chosen.scaling.dtype))
+        for chosen in tensors
+    ]
     blocks = np.empty((len(wanted), m, m), np.result_type(*dtypes))
     for chosen, end, begin in zip(tensors, ends, [0, *ends[:-1]], strict=True):
         first, last = np.searchsorted(wanted, (begin, end))
         if first < last and chosen.axes is not None:
             try:
-                weights = as_weights(plan.checkpoint.read(chosen.tensor))
+                weights = as_weights(_read(plan.checkpoint, chosen))
             except InvalidArgumentError as error:
                 raise type(error)(f"tensor {chosen.tensor.name!r}: {error}") from None
             blocks[first:last] = _take(matrix_view(weights, chosen.axes), wanted[first:last] - begin, m)
     return blocks, n_all
+
+
+def _read(checkpoint: Checkpoint, chosen: Selection) -> Array:
+    """Read the effective weights of a tensor."""
+    entries = checkpoint.read(chosen.tensor)
+    if chosen.scaling is None:
+        return entries
+    return chosen.scaling.effective(entries, 0, entries.shape, chosen.scaling.load(checkpoint))
 
 
 def _count(tensor: TensorInfo, axes: tuple[int, int], m: int) -> int:

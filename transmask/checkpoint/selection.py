@@ -1,42 +1,29 @@
 """Which tensors of a checkpoint are pruned, along which axes, and why the others are not.
 
-A tensor is pruned if it is floating-point, has at least two axes, both axes of its matrix have at least M entries, and
-its name is not that of an embedding (which includes positional encodings and codebooks), a normalisation, a bias, a
-quantisation scale, or a state or token that is itself a parameter, such as ``A_log`` or ``cls_token``. Only the last
-two parts of a name count, the parameter's own and that of the module that holds it: ``model.embed_tokens.weight`` is an
-embedding, ``patch_embed.proj.weight`` a convolution.
+A tensor is pruned if it is floating-point, or has 8-bit integers and scales; has at least two axes, with at least M
+entries along both axes of its matrix; and if its name is not that of an embedding, a norm, a router or whatever else
+`kinds` knows to be no weight of a layer.
 
-The axes are those of torch: the last two of a linear layer, (0, 1) of a convolution (K, C, ...) of any number of
-dimensions. A tensor with three or four axes whose name says that it holds experts, stacked along the first axes, is a
-batch of linear layers and takes the last two; ``experts.0.conv.weight`` belongs to one expert and does not.
+The axes come from `layouts.CONVENTIONS`, or from the caller. A tensor that could be read along several is skipped.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
-from ..errors import InvalidArgumentError, InvalidTypeError
 from ..pattern import Pattern
+from ._axes_rules import AxesRules, compiled
 from ._base import TensorInfo
+from .aliases import aliases_in, tied
+from .kinds import kind_by_name
+from .layouts import readings_of
+from .scaling import Scaling, scales_of, scaling_of, unscalable
+from .weight_norm import weight_name
 
-__all__ = ["Selection", "matching_names", "matrix_axes", "select_tensors"]
-
-# What is matched against a part of a lower-case name, and how many of its last parts are looked at. Hugging Face has
-# embed_tokens, word_embeddings, wte, wpe, shared (T5) and relative_attention_bias; timm pos_embed and
-# relative_position_bias_table; others emb, embedding_table, pe, positional_encoding and codebook. Mamba has A_log,
-# Perceiver latents, vision transformers cls_token. Projections such as time_emb_proj are linear layers.
-NAMED = (
-    ("embedding", 2, r"(\w*_)?emb(ed)?s?(_(tokens?\w*|positions?|in|out|table))?|\w*embeddings?(_table)?"),
-    ("embedding", 2, r"w[tp]e|shared|(\w*_)?rel(ative)?_pos(_\w+)?"),
-    ("embedding", 2, r"(\w*_)?(pos(itional)?|position)_enc(oding)?s?|pe|codebooks?"),
-    ("normalisation", 2, r"\w*norm\d*|norm\d*_\w+|(\w+_)?(ln|bn|gn)\d*|ln_\w+"),
-    ("bias", 2, r"\w*bias(_table)?"),
-    ("quantisation scale", 1, r"(\w*_)?scales?(_inv)?|(\w*_)?(zero_points?|qzeros|absmax)"),
-    ("state or token", 1, r"a_log|(\w*_)?(latents?|queries|tokens?)"),
-)
-EXPERTS = re.compile(r"experts?(?!s|[./_]?\d)", re.IGNORECASE)  # a number would name a single expert
+__all__ = ["Selection", "matching_names", "select_tensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +37,24 @@ class Selection:
         The axes that form its matrix; None if it is not pruned.
     reason : str
         Why it is not pruned; empty if it is.
+    scaling : Scaling or None
+        What its entries are multiplied with to be the weights; None if they are the weights, or it is not pruned.
     """
 
     tensor: TensorInfo
     axes: tuple[int, int] | None
     reason: str
+    scaling: Scaling | None = None
 
 
 def select_tensors(
-    tensors: Iterable[TensorInfo], pattern: Pattern, *, include: str | None = None, exclude: str | None = None
+    tensors: Iterable[TensorInfo],
+    pattern: Pattern,
+    *,
+    include: str | None = None,
+    exclude: str | None = None,
+    axes: Mapping[str, Sequence[int]] | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Selection, ...]:
     """Decide for every tensor whether it is pruned.
 
@@ -71,6 +67,12 @@ def select_tensors(
         of an embedding, a normalisation or another kind that is normally skipped.
     exclude : str, optional
         Regular expression, searched for in the name. Tensors that match are not pruned.
+    axes : mapping of str to pair of int, optional
+        Regular expressions, searched for in the names, and the axes that form the matrices of the tensors that match.
+        The others are read as `layouts.CONVENTIONS` says.
+    metadata : mapping of str to str, optional
+        That of their file; its entry "format" tells torch, MLX and other layouts apart, and the entries that
+        ``safetensors.torch.save_model`` makes for tied tensors give a tensor other names, by which it is judged, too.
 
     Returns
     -------
@@ -80,7 +82,8 @@ def select_tensors(
     Raises
     ------
     InvalidTypeError, InvalidArgumentError
-        If `include` or `exclude` is not a regular expression.
+        If `include` or `exclude` is not a regular expression. Or if a rule of `axes` is not one, matches no tensor that
+        can be pruned, names axes that a tensor does not have, or matches a tensor that another rule matches, too.
 
     Examples
     --------
@@ -90,75 +93,81 @@ def select_tensors(
     >>> select_tensors([tensor], Pattern(2, 4))[0].reason
     'embedding by its name'
     """
-    wanted, unwanted = _compiled(include, "include"), _compiled(exclude, "exclude")
-    return tuple(_select(tensor, pattern.m, wanted, unwanted) for tensor in tensors)
+    rules = AxesRules(axes)
+    wanted, unwanted = compiled(include, "include"), compiled(exclude, "exclude")
+    tensors, selections = tuple(tensors), []
+    known = {tensor.name: tensor for tensor in tensors}
+    aliases = aliases_in(metadata, known)
+    for tensor in tensors:
+        names = (tensor.name, *aliases.get(tensor.name, ()))
+        reason = _reason_by_kind(tensor, names, known, wanted, unwanted)
+        choice = Selection(tensor, None, reason) if reason else _laid_out(tensor, names, pattern.m, rules, metadata)
+        selections.append(choice if choice.axes is None else replace(choice, scaling=scaling_of(tensor, known)))
+    rules.refuse_unused()
+    norms = {c.scaling.scales.name: c.tensor.name for c in selections if c.scaling and c.scaling.direction}
+    return tuple(
+        Selection(choice.tensor, None, f"norm of {norms[choice.tensor.name]!r}, shortened where that is pruned")
+        if choice.tensor.name in norms
+        else choice
+        for choice in selections
+    )
 
 
-def matching_names(names: Iterable[str], *, include: str | None, exclude: str | None) -> list[str]:
-    """Return the names in which `include` is found, if it is given, and `exclude` is not.
+def matching_names(
+    names: Iterable[str],
+    *,
+    include: str | None,
+    exclude: str | None,
+    aliases: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[str]:
+    """Return the names in which `include` is found, if it is given, and `exclude` is not; or in one of their aliases.
 
     Raises
     ------
     InvalidTypeError, InvalidArgumentError
         If `include` or `exclude` is not a regular expression.
     """
-    wanted, unwanted = _compiled(include, "include"), _compiled(exclude, "exclude")
-    return [
-        name
-        for name in names
-        if (wanted is None or wanted.search(name)) and not (unwanted is not None and unwanted.search(name))
-    ]
+    wanted, unwanted = compiled(include, "include"), compiled(exclude, "exclude")
+    return [name for name in names if not _reason_by_options((name, *aliases.get(name, ())), wanted, unwanted)]
 
 
-def _compiled(expression: str | None, argument: str) -> re.Pattern[str] | None:
-    """Compile a regular expression given by the user."""
-    if expression is None:
-        return None
-    if not isinstance(expression, str):
-        raise InvalidTypeError(f"`{argument}` must be a regular expression, got {expression!r}.")
-    try:
-        return re.compile(expression)
-    except re.error as error:
-        raise InvalidArgumentError(
-            f"`{argument}` must be a regular expression, got {expression!r}: {error}. Write a literal one with a \\."
-        ) from None
+def _reason_by_options(names: Sequence[str], wanted: re.Pattern[str] | None, unwanted: re.Pattern[str] | None) -> str:
+    """Say whether the caller leaves a tensor out, by any of its names; empty if not."""
+    if unwanted is not None and any(map(unwanted.search, names)):
+        return "excluded"
+    return "not included" if wanted is not None and not any(map(wanted.search, names)) else ""
 
 
-def _select(tensor: TensorInfo, m: int, wanted: re.Pattern[str] | None, unwanted: re.Pattern[str] | None) -> Selection:
-    """Decide for one tensor."""
-    axes = matrix_axes(tensor) if len(tensor.shape) >= 2 else (0, 0)
-    sides = [tensor.shape[axis] for axis in axes] if len(tensor.shape) >= 2 else []
-    if not tensor.is_floating:
-        reason = f"{tensor.dtype} is not floating"
-    elif len(tensor.shape) < 2:
-        reason = f"{len(tensor.shape)}-d, not a matrix"
-    elif unwanted is not None and unwanted.search(tensor.name):
-        reason = "excluded"
-    elif wanted is not None and not wanted.search(tensor.name):
-        reason = "not included"
-    elif wanted is None and (kind := _kind_by_name(tensor.name)):
-        reason = f"{kind} by its name"
-    elif tensor.size == 0:
-        reason = "empty"
-    elif min(sides) < m:
-        reason = f"{sides[0]} x {sides[1]} is smaller than M = {m}"
-    else:
-        return Selection(tensor, axes, "")
-    return Selection(tensor, None, reason)
+def _reason_by_kind(
+    tensor: TensorInfo,
+    names: Sequence[str],
+    known: Mapping[str, TensorInfo],
+    wanted: re.Pattern[str] | None,
+    unwanted: re.Pattern[str] | None,
+) -> str:
+    """Say why a tensor is not pruned, whatever its layout; empty if nothing speaks against it."""
+    if not tensor.is_floating and scales_of(tensor, known) is None:
+        return unscalable(tensor, known) or f"{tensor.dtype} is not floating"
+    if len(tensor.shape) < 2:
+        return f"{len(tensor.shape)}-d, not a matrix"
+    if reason := _reason_by_options(names, wanted, unwanted):
+        return reason
+    for name in names if wanted is None else ():
+        if kind := kind_by_name(weight_name(name)):
+            return f"{kind} by its name" if name == tensor.name else f"{tied(kind)}, {name!r}"
+    return unscalable(tensor, known) if tensor.size else "empty"
 
 
-def matrix_axes(tensor: TensorInfo) -> tuple[int, int]:
-    """Return the two axes that form the matrix of a tensor with at least two axes."""
-    n_axes = len(tensor.shape)
-    if n_axes in (3, 4) and EXPERTS.search(tensor.name):
-        return n_axes - 2, n_axes - 1
-    return 0, 1
-
-
-def _kind_by_name(name: str) -> str:
-    """Say which kind of parameter that is not pruned a name stands for; empty if none."""
-    parts = re.split(r"[./]", name.lower())
-    for kind, depth, expression in NAMED:
-        if any(re.fullmatch(expression, part) for part in parts[-depth:]):
-            return kind
-    return ""
+def _laid_out(
+    tensor: TensorInfo, names: Sequence[str], m: int, rules: AxesRules, metadata: Mapping[str, str]
+) -> Selection:
+    """Find the matrix of a tensor, which must have a side of at least M in each direction."""
+    given = rules.axes_of(tensor.name, tensor.shape, names[1:])
+    readings = readings_of(replace(tensor, name=weight_name(tensor.name)), metadata) if given is None else (given,)
+    sides = [(tensor.shape[first], tensor.shape[second]) for first, second in readings]
+    if sides and all(min(pair) < m for pair in sides):
+        return Selection(tensor, None, f"{sides[0][0]} x {sides[0][1]} is smaller than M = {m}")
+    if len(readings) == 1:
+        return Selection(tensor, readings[0], "")
+    listed = " or ".join(f"{first},{second}" for first, second in readings) or "I,J"
+    return Selection(tensor, None, f"which axes form its matrix is unclear: --axes 'NAME_RE={listed}' says it")

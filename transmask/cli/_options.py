@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, TypeAlias
 
 import typer
 
+from ..errors import InvalidArgumentError
+
 __all__ = [
+    "AxesOption",
     "ConstraintOption",
     "ExcludeOption",
     "IncludeOption",
@@ -14,6 +18,7 @@ __all__ = [
     "PatternOption",
     "SolverOption",
     "ThreadsOption",
+    "axes_by_name",
 ]
 
 PatternOption: TypeAlias = Annotated[
@@ -41,4 +46,34 @@ IncludeOption: TypeAlias = Annotated[
 ExcludeOption: TypeAlias = Annotated[
     str | None, typer.Option("--exclude", metavar="RE", help="Skip tensors whose name matches.")
 ]
+AxesOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--axes",
+        metavar="RE=I,J",
+        help="The axes that form the matrices of tensors whose name matches, such as 'experts=1,2'; repeatable.",
+    ),
+]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+
+
+def axes_by_name(options: list[str] | None) -> dict[str, tuple[int, int]]:
+    """Parse the values of --axes.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If one does not read RE=I,J, or two have the same expression.
+    """
+    rules: dict[str, tuple[int, int]] = {}
+    for option in options or ():
+        expression, _, pair = option.rpartition("=")
+        match = re.fullmatch(r"\s*(-?\d{1,9})\s*,\s*(-?\d{1,9})\s*", pair, re.ASCII)
+        if not expression or match is None:
+            raise InvalidArgumentError(
+                f"`--axes` must be a regular expression, = and two axes, got {option!r}. Such as 'experts=1,2'."
+            )
+        if expression in rules:
+            raise InvalidArgumentError(f"`--axes` must have one rule for a tensor, got two for {expression!r}.")
+        rules[expression] = (int(match[1]), int(match[2]))
+    return rules

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..tables import Column
-from ._options import ExcludeOption, IncludeOption, JsonOption, PatternOption
+from ._options import AxesOption, ExcludeOption, IncludeOption, JsonOption, PatternOption, axes_by_name
 from ._output import CHECK_FAILED, DONE, percent, print_json, print_line, print_table, shape
 from ._progress import TensorProgress
 
@@ -39,15 +39,17 @@ def check(
     ] = "at_most",
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
+    axes: AxesOption = None,
     as_json: JsonOption = False,
 ) -> int:
     """Check that every matrix in FILE and its transpose keep at most N of every M; exit with 1 if one does not.
 
-    Checks the tensors that FILE says were pruned; if it says nothing, those that `transmask prune` would take.
+    Checks the tensors that FILE says were pruned, along the axes it names; if it says nothing, those that `transmask
+    prune` would take.
     """
     from ..checkpoint import plan_check
 
-    plan = plan_check(file, pattern, constraint=constraint, include=include, exclude=exclude)
+    plan = plan_check(file, pattern, constraint=constraint, include=include, exclude=exclude, axes=axes_by_name(axes))
     rows = []
     with TensorProgress(sum(map(plan.size, plan.axes)), len(plan.axes)) as progress:
         for name in plan.axes:

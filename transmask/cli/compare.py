@@ -10,7 +10,16 @@ import typer
 from ..errors import InvalidArgumentError, MissingDependencyError, SolverError, UnsupportedPatternError
 from ..tables import Column
 from ._figure import check_plot, save_plot
-from ._options import ConstraintOption, ExcludeOption, IncludeOption, JsonOption, PatternOption, ThreadsOption
+from ._options import (
+    AxesOption,
+    ConstraintOption,
+    ExcludeOption,
+    IncludeOption,
+    JsonOption,
+    PatternOption,
+    ThreadsOption,
+    axes_by_name,
+)
 from ._output import count, gap, percent, print_json, print_line, print_table, seconds
 from ._progress import TensorProgress
 
@@ -48,6 +57,7 @@ def compare(
     ] = None,
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
+    axes: AxesOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,7 +72,8 @@ def compare(
         check_plot(plot)
     if sample < 1:
         raise InvalidArgumentError(f"`sample` must be at least 1, got {sample}.")
-    plan = plan_pruning(file, pattern, constraint=constraint, solver="auto", include=include, exclude=exclude)
+    rules = axes_by_name(axes)
+    plan = plan_pruning(file, pattern, constraint=constraint, include=include, exclude=exclude, axes=rules)
     workers, left_out = _workers(solver, plan.pattern, plan.constraint)
     blocks, n_all = sample_blocks(plan, sample)
     rows = []

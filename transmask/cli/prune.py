@@ -14,6 +14,7 @@ from ..errors import InvalidArgumentError
 from ..tables import Column
 from ..threads import resolve_threads
 from ._options import (
+    AxesOption,
     ConstraintOption,
     ExcludeOption,
     IncludeOption,
@@ -21,6 +22,7 @@ from ._options import (
     PatternOption,
     SolverOption,
     ThreadsOption,
+    axes_by_name,
 )
 from ._output import DONE, count, gap, percent, print_json, print_line, print_table, seconds, shape
 from ._progress import TensorProgress
@@ -66,6 +68,7 @@ def prune(
     solver: SolverOption = "auto",
     include: IncludeOption = None,
     exclude: ExcludeOption = None,
+    axes: AxesOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the arguments and list what would be pruned, but write nothing.")
     ] = False,
@@ -75,9 +78,10 @@ def prune(
     """Prune MODEL so that each matrix and its transpose keep N of every M, with a proof of how good each mask is.
 
     Every floating-point tensor with at least two axes is pruned if its matrix has at least M rows and M columns, except
-    embeddings, codebooks, norms, biases, quantisation scales, and states or tokens that are themselves parameters:
-    these are recognised by name and skipped. The matrix of a convolution is its first two axes, that of stacked experts
-    the last two. The outputs appear complete or not at all; existing files are replaced.
+    embeddings, norms, biases, quantisation scales, routers, LoRA adapters, buffers, and states or tokens that are
+    themselves parameters: these are recognised by name and skipped. Which axes form a matrix is told by name, shape and
+    metadata, as torch, MLX, JAX and others lay it out; a tensor that leaves a doubt is skipped, and --axes decides. The
+    outputs appear complete or not at all; existing files are replaced.
     """
     from ..checkpoint import plan_pruning, prune_checkpoint
 
@@ -90,7 +94,15 @@ def prune(
         if masks is None and not apply:
             raise InvalidArgumentError("`--masks` must be given with --no-apply. Nothing else would be written.")
     began = time.perf_counter()
-    plan = plan_pruning(model, pattern, constraint=constraint, solver=solver, include=include, exclude=exclude)
+    plan = plan_pruning(
+        model,
+        pattern,
+        constraint=constraint,
+        solver=solver,
+        include=include,
+        exclude=exclude,
+        axes=axes_by_name(axes),
+    )
     if plan.pattern.n == 0:
         raise InvalidArgumentError(
             f"`--pattern` must keep at least 1 entry of every M, got {pattern!r}. It would set every weight to zero."
