@@ -81,7 +81,7 @@ def test_masks_maximise_the_scores_asked_for(scores):
     weight = layer.weight.detach().clone()
     rows = torch.cat(list(layer_rows(layer, inputs)), dim=1)[:, :, :-1].double()
     if scores == "wanda":
-        value = weight.abs().reshape(2, 4, -1) * rows.norm(dim=1)[:, None, :]
+        value = weight.square().reshape(2, 4, -1) * rows.square().sum(dim=1)[:, None, :]
     else:
         value = weight.double().square().reshape(2, 4, -1) / inverse_diagonal(rows.mT @ rows)
     tmt.reconstruct(
@@ -186,7 +186,7 @@ class Unreached(nn.Module):
         (two_layers, [data(8, 32)], {"method": "adaprun"}, "`method` must be one of .* Did you mean 'adaprune'?"),
         (two_layers, [data(8, 32)], {"method": 3}, "`method` must be a name or a ReconstructionMethod, got 3"),
         (two_layers, [data(8, 32)], {"scores": "wand"}, "`scores` must be one of .* Did you mean 'wanda'?"),
-        (two_layers, [data(8, 32)], {"scores": 3}, "`scores` must be 'magnitude', 'wanda' or a callable, got 3"),
+        (two_layers, [data(8, 32)], {"scores": 3}, "`scores` must be one of 'magnitude', 'wanda', 'obs' or a callable, got 3"),
         (two_layers, [data(8, 32)], {"scores": lambda w, g: 3}, "`scores` must return a torch.Tensor, got int for 0.w"),
         (two_layers, [data(8, 32)], {"scores": lambda w, g: w[1:]}, r"`scores` must return the shape of the weight"),
         (two_layers, [data(8, 32)], {"scores": lambda w, g: w / 0}, "`0.weight` must be finite"),
