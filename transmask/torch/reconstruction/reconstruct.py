@@ -200,13 +200,14 @@ def _treat(job: _Job, gram: Tensor, method: ReconstructionMethod, scores: Scores
     """Prune and refit one layer."""
     weight, bias = job.layer.weight, job.layer.bias
     groups = len(gram)
-    dense = weight.to(torch.float64).reshape(groups, weight.shape[0] // groups, -1)
+    dense = weight.to(torch.float64, copy=True).reshape(groups, weight.shape[0] // groups, -1)
 
     def find_mask(values: Tensor) -> Tensor:
         mask, _ = job.rule.find(values.reshape(weight.shape), job.layout, name=job.name)
-        return mask.to(weight.device).reshape(dense.shape)
+        return mask.to(weight.device).reshape(values.shape)
 
-    kept = find_mask(compute_scores(scores, weight, gram, squared=job.rule.transposable, name=job.name))
+    values = compute_scores(scores, weight, gram, squared=job.rule.transposable, name=job.name)
+    kept = find_mask(values).reshape(dense.shape)
     if bias is not None:
         dense = torch.cat([dense, bias.to(torch.float64).reshape(groups, -1, 1)], dim=2)
         kept = torch.cat([kept, torch.ones_like(kept[:, :, :1])], dim=2)
