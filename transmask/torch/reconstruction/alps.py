@@ -49,6 +49,7 @@ from .least_squares import LeastSquares
 __all__ = ["ALPS"]
 
 _LEAST_RIDGE = 1e-10
+_DTYPE = torch.float32  # of the iterations
 _FIRST_RHO, _CHECK_EVERY = 0.1, 3
 _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # of rho, by the share of kept entries that changed
 _CALM, _CALM_ITERATIONS = 3e-4, 30
@@ -104,7 +105,7 @@ class ALPS(ReconstructionMethod):
 def _alternate(weight: Tensor, matrix: Tensor, find_mask: Callable[[Tensor], Tensor], max_iterations: int) -> Tensor:
     """Return the last mask (groups, K, I) for weights of that shape and matrices (groups, I, I) of unit diagonals."""
     largest = weight.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
-    dense = (weight / largest).float()
+    dense = (weight / largest).to(_DTYPE)
     rho, calm = _FIRST_RHO, 0
     inverse = _inverse(matrix, rho)
     copy, dual = dense, torch.zeros_like(dense)
@@ -130,4 +131,4 @@ def _alternate(weight: Tensor, matrix: Tensor, find_mask: Callable[[Tensor], Ten
 def _inverse(matrix: Tensor, rho: float) -> Tensor:
     """Return (matrix + rho I)^-1."""
     shifted = matrix + rho * torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).float()
+    return torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(_DTYPE)
