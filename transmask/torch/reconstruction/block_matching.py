@@ -198,7 +198,7 @@ class _Trainer:
     def step(self, sample: _Sample) -> None:
         """Take one step on one batch."""
         self._optimizer.zero_grad()
-        self._loss(sample).backward()
+        torch.autograd.backward(self._loss(sample))
         for name, mask in self._masks.items():
             gradient = self._values[name].grad
             if gradient is not None:  # Adam leaves what never had a gradient
@@ -221,7 +221,8 @@ class _Trainer:
         if sample.row_weights is not None:
             squares = squares * sample.row_weights.to(squares)[..., None]
         error, scale = squares.flatten(1).sum(dim=1)
-        return error / torch.where(scale > 0, scale, 1.0)
+        relative: Tensor = error / torch.where(scale > 0, scale, 1.0)
+        return relative
 
 
 def _widened(tensor: Tensor) -> Tensor:
