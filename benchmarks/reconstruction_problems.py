@@ -5,7 +5,7 @@
 The layers are 512 x 512 with student-t weights (5 degrees of freedom). Their 4096 inputs are Gaussian with a covariance
 of eigenvalues i^-a in a random basis; each input is then scaled by exp(0.5 g). Errors are those of the outputs relative
 to the outputs, both with the ridge of 1 % in the Gram matrix, as the methods minimise them; means over four seeds.
-Takes three minutes on one thread.
+Takes four minutes on one thread.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ __all__ = ["make_problem"]
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
 SIDE, SAMPLES, SEEDS = 512, 4096, range(4)
 CASES = ((0.5, "2:4"), (0.5, "8:16"), (1.5, "2:4"), (1.5, "16:32"))
+PLAIN_CASES = ((0.5, "2:4"), (1.5, "2:4"))
 WIDTHS, EXPONENTS = (64, 128, 256, 512, 1024), (0.5, 1.0, 1.5, 2.0)
 RIDGE = 0.01
 
@@ -83,7 +84,7 @@ def compare_methods() -> list[dict[str, object]]:
     """Return the mean errors of every method, for transposable masks and for plain ones."""
     rows: list[dict[str, object]] = []
     for plain in (False, True):
-        for exponent, pattern in track(CASES, "methods"):
+        for exponent, pattern in track(PLAIN_CASES if plain else CASES, "methods"):
             problems = [make_problem(exponent, pattern, seed, plain=plain) for seed in SEEDS]
             row: dict[str, object] = {"a": exponent, "pattern": pattern, "mask": "plain" if plain else "transposable"}
             for name, fit in METHODS.items():

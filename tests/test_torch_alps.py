@@ -150,6 +150,15 @@ def test_hostile_inputs_get_valid_masks_and_finite_weights_that_are_no_worse_tha
         assert new @ gram @ new <= old @ gram @ old * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("method", [tmt.LeastSquares(exact_up_to=0), tmt.LeastSquares()])
+@pytest.mark.parametrize("gram", [np.full((8, 8), np.nan), np.eye(8) + 1e9 * np.eye(8)[::-1]])
+def test_a_gram_matrix_that_cannot_be_ends_in_an_error(gram, method):
+    layer = problem(np.eye(8), np.eye(8), "2:4")
+    layer = tmt.LayerProblem(layer.weight, layer.mask, torch.from_numpy(gram[None]), False)
+    with pytest.raises(tm.TransmaskError, match=r"`problem` must be finite .* got one for layer that no ridge makes"):
+        method.fit(layer, name="layer")
+
+
 def test_without_a_search_for_masks_it_says_so():
     layer = problem(np.eye(4), np.eye(4), "2:4")
     layer = tmt.LayerProblem(layer.weight, layer.mask, layer.gram, False)

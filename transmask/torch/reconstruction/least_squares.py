@@ -35,7 +35,7 @@ from .layer_problem import Fit, LayerProblem, ReconstructionMethod, penalties
 __all__ = ["LeastSquares"]
 
 _CHUNK_ENTRIES = 1 << 24  # 128 MB of float64 for the matrices of the rows that are solved together
-_FIRST_RIDGE = 1e-10
+_FIRST_RIDGE, _LAST_RIDGE = 1e-10, 1e6
 _EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -68,10 +68,21 @@ class LeastSquares(ReconstructionMethod):
         self.exact_up_to = as_integer(exact_up_to, argument="exact_up_to", least=0)
 
     def fit(self, problem: LayerProblem, *, name: str) -> Fit:
-        """Solve one layer; see `ReconstructionMethod.fit`."""
+        """Solve one layer; see `ReconstructionMethod.fit`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the problem is not finite, or its Gram matrix is not positive semidefinite.
+        """
         ridge = self.ridge
         while (weight := self._solve(problem, ridge)) is None:
             ridge = max(10 * ridge, _FIRST_RIDGE)
+            if ridge > _LAST_RIDGE:
+                raise InvalidArgumentError(
+                    "`problem` must be finite and its Gram matrix positive semidefinite, got one for "
+                    f"{name} that no ridge makes regular."
+                )
         if ridge != self.ridge:
             warnings.warn(
                 f"the Gram matrix of {name} is singular with ridge {self.ridge:g}: raised to {ridge:g}. "
