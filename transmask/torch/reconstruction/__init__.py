@@ -8,6 +8,7 @@ scores.py          what the masks maximise over: where a new score goes
 layer_problem.py   the problem of one layer, and the contract of the methods that solve it
 least_squares.py, alps.py, adaprune.py   the methods: a new one is a file, and a row in `reconstruct._METHODS`
 conjugate_gradients.py   least squares on many wide rows at once
+block_matching.py  after the layers of a block: its outputs as a whole
 convert.py         from unstructured zeros to N:M
 """
 
