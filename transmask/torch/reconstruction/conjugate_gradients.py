@@ -16,7 +16,7 @@ Guarantee
     float64, or lost in the rounding of float64.
 Cost
     D^3 multiplications once, and 2 K D^2 an iteration. How many iterations depends on the spectrum of H:
-    `python -m benchmarks.reconstruction_problems` counts them.
+    `python -m benchmarks.reconstruction_problems` measures what they take.
 When not to use it
     On a few dozen kept entries a factorisation of every row takes less time.
 
@@ -71,42 +71,56 @@ def change_on_support(dense: Tensor, mask: Tensor, gram: Tensor, penalty: Tensor
     rows = max(1, _CHUNK_ENTRIES // len(gram))
     parts = []
     for weight, kept in zip(torch.split(dense / scale, rows), torch.split(mask, rows), strict=True):
-        part = _refine(weight.masked_fill(kept, 0), kept, scaled, inverse)
+        pruned = weight.masked_fill(kept, 0)
+        free = (pruned.square() * (penalty * scale.square())).sum(dim=1)  # the penalty is one of changes only
+        part = _refine(pruned, kept, (scaled, inverse), free)
         if part is None:
             return None
         parts.append(part * scale)
     return torch.cat(parts)
 
 
-def _refine(pruned: Tensor, mask: Tensor, matrix: Tensor, inverse: Tensor) -> Tensor | None:
+def _refine(pruned: Tensor, mask: Tensor, matrices: tuple[Tensor, Tensor], free: Tensor) -> Tensor | None:
     """Solve rows for the pruned weights (K, D), a matrix with a unit diagonal and its inverse, to `TOLERANCE`."""
+    matrix, inverse = matrices
     pull = pruned @ matrix
-    start = (pull * pruned).sum(dim=1)  # the objective without any change
+    start = (pull * pruned).sum(dim=1) - free  # the objective without any change
+    rounding = len(matrix) * _EPSILON * start
     right = pull.masked_fill(~mask, 0)
     change, residual = torch.zeros_like(right), right
     narrow, support = (matrix.to(_DTYPE), inverse.to(_DTYPE)), mask.to(_DTYPE)
+    last = float("inf")
     for _ in range(_ROUNDS):
         step = (residual @ inverse).masked_fill(~mask, 0)
         excess = (residual * step).sum(dim=1)
         objective = start - (change * (right + residual)).sum(dim=1)
-        allowed = torch.maximum(TOLERANCE * objective, len(matrix) * _EPSILON * start)
+        allowed = torch.maximum(TOLERANCE * objective, rounding)
         if (excess <= allowed).all():
             return change
-        unit = excess.sqrt().clamp(min=torch.finfo(torch.float64).tiny)[:, None]
-        goal = (objective.clamp(min=0) / unit[:, 0].square()).to(_DTYPE)
-        scaled = (residual / unit).to(_DTYPE), (step / unit).to(_DTYPE)
-        change = change + unit * _iterate(*scaled, goal, narrow, support)
+        distance = float((excess / allowed.clamp(min=torch.finfo(torch.float64).tiny)).max())
+        if not distance < last / 2:
+            break
+        last = distance
+        unit = torch.where(excess > 0, excess, 1.0).sqrt()[:, None]
+        vectors = (residual / unit).to(_DTYPE), (step / unit).to(_DTYPE)
+        goals = (objective / unit[:, 0].square()).to(_DTYPE), (rounding / unit[:, 0].square()).to(_DTYPE)
+        change = change + unit * _iterate(*vectors, *goals, narrow, support)
         residual = (right - change @ matrix).masked_fill(~mask, 0)
     return None
 
 
 def _iterate(
-    residual: Tensor, step: Tensor, objective: Tensor, matrices: tuple[Tensor, Tensor], support: Tensor
+    residual: Tensor,
+    step: Tensor,
+    objective: Tensor,
+    rounding: Tensor,
+    matrices: tuple[Tensor, Tensor],
+    support: Tensor,
 ) -> Tensor:
-    """Run conjugate gradients from residuals with residual (H^-1)_ss residual = 1; return the change."""
+    """Run conjugate gradients from residuals whose step is residual (H^-1)_ss; return the change."""
     matrix, inverse = matrices
     change, direction = torch.zeros_like(residual), step
-    excess = torch.ones_like(objective)
+    excess = (residual * step).sum(dim=1)  # 1, or 0 in rows that are done
     for _ in range(_ITERATIONS):
         product = (direction @ matrix).mul_(support)
         length = excess / (direction * product).sum(dim=1).clamp_(min=_TINY)
@@ -115,7 +129,7 @@ def _iterate(
         objective = objective - length * excess
         step = (residual @ inverse).mul_(support)
         following = (residual * step).sum(dim=1)
-        if (following <= _SAFETY * TOLERANCE * objective).all():
+        if (following <= _SAFETY * torch.maximum(TOLERANCE * objective, rounding)).all():
             break
         direction = torch.addcmul(step, (following / excess.clamp(min=_TINY))[:, None], direction)
         excess = following
