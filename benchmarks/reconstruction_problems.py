@@ -122,7 +122,7 @@ def compare_solvers() -> list[dict[str, object]]:
     gradients, exact = LeastSquares(RIDGE, exact_up_to=0), LeastSquares(RIDGE, exact_up_to=SIDE * 8)
     for side in track(WIDTHS, "least squares"):
         row: dict[str, object] = {"side": side}
-        rounds = 3 if side < SIDE else 1
+        rounds, excess = 3 if side <= SIDE else 1, 0.0
         for exponent in EXPONENTS:
             problem = with_scores(make_problem(exponent, "2:4", 0, side=side), "wanda", squared=True)
             answers = [method.fit(problem, name="").weight for method in (gradients, exact)]
@@ -131,9 +131,8 @@ def compare_solvers() -> list[dict[str, object]]:
             row[f"CG, a = {exponent:g}, ms"] = best_ms(lambda p=problem: gradients.fit(p, name=""), rounds)
             with in_float64():
                 row[f"float64, a = {exponent:g}"] = best_ms(lambda p=problem: gradients.fit(p, name=""), rounds)
-            excess = largest_excess(problem, *answers)
-            row["largest excess of a row"] = max(float(row.get("largest excess of a row", 0)), excess)
-        rows.append(row)
+            excess = max(excess, largest_excess(problem, *answers))
+        rows.append(row | {"largest excess of a row": excess})
     return rows
 
 
