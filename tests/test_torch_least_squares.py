@@ -15,6 +15,7 @@ from torch_networks import data, mask_only, two_layers  # noqa: E402
 
 import transmask as tm  # noqa: E402
 from transmask import torch as tmt  # noqa: E402
+from transmask.torch.reconstruction import conjugate_gradients, least_squares  # noqa: E402
 from transmask.torch.reconstruction.calibration import Calibration  # noqa: E402
 from transmask.torch.reconstruction.gram import collect_grams, layer_rows  # noqa: E402
 
@@ -90,6 +91,50 @@ def test_least_squares_are_those_of_numpy_row_by_row(layer_and_input):
             support = answer != 0
             expected = np.linalg.lstsq(design[:, support], design @ weight, rcond=None)[0]
             np.testing.assert_allclose(answer[support], expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 2.0])
+@pytest.mark.parametrize("chunk", [1 << 24, 96 * 5])
+def test_conjugate_gradients_are_within_a_millionth_of_the_objective_of_every_row(exponent, chunk, monkeypatch):
+    """Rows of all sizes, one of them zero and one fitted without an error, against numpy's solution for each."""
+    monkeypatch.setattr(conjugate_gradients, "_CHUNK_ENTRIES", chunk)
+    monkeypatch.setattr(least_squares, "_factorised_change", None)
+    rng = np.random.default_rng(3)
+    scale = np.arange(1.0, 96) ** (-exponent / 2) * np.exp(rng.standard_normal(95))
+    inputs = rng.standard_normal((400, 95)) @ np.linalg.qr(rng.standard_normal((95, 95)))[0] * scale + 0.3
+    design = np.concatenate([inputs, np.ones((400, 1))], axis=1)
+    weight = rng.standard_t(3, (12, 96)) * 10.0 ** rng.integers(-20, 20, (12, 1))
+    mask = rng.random((12, 96)) < 0.6
+    mask[:, -1] = True
+    weight[0], weight[1, ~mask[1]] = 0, 0
+    tensors = (torch.from_numpy(array[None]) for array in (weight, mask, design.T @ design))
+    iterations, addcmul = [], torch.addcmul
+    monkeypatch.setattr(torch, "addcmul", lambda *args: iterations.append(args) or addcmul(*args))
+    fit = tmt.LeastSquares(exact_up_to=0).fit(tmt.LayerProblem(*tensors, True), name="layer")
+    assert len(iterations) < 60 * (1 + (chunk < 1 << 24) * 2)  # the zero row is done at once
+    gram, excess = design.T @ design, []
+    ridge = np.diag(np.append(np.full(95, 0.01 * np.square(inputs).sum(axis=0).mean()), 0.0))
+    for row, kept, answer in zip(weight, mask, fit.weight[0].numpy(), strict=True):
+        assert not answer[~kept].any()
+        best = np.zeros(96)
+        best[kept] = np.linalg.solve((gram + ridge)[kept][:, kept], (gram @ row + ridge @ row)[kept])
+        error, change = row - best, best - row * kept
+        least = error @ gram @ error + change @ ridge @ change
+        assert (answer - best) @ (gram + ridge) @ (answer - best) <= 1e-6 * least + 1e-14 * np.square(row).sum()
+        excess.append(change @ (gram + ridge) @ change / max(least, 1e-300))
+    assert min(excess[2:]) > 0.01  # the masked rows are far from that
+
+
+def test_wide_rows_that_conjugate_gradients_cannot_take_are_solved_exactly():
+    """Between the inputs a row keeps and all inputs many samples, no ridge: only the whole Gram matrix is singular."""
+    rng = np.random.default_rng(4)
+    design, weight = rng.standard_normal((30, 40)), rng.standard_normal((8, 40))
+    mask = np.tile(np.arange(40) % 2 == 0, (8, 1))
+    tensors = [torch.from_numpy(array[None]) for array in (weight, mask, design.T @ design)]
+    fit = tmt.LeastSquares(ridge=0.0, exact_up_to=0).fit(tmt.LayerProblem(*tensors, False), name="layer")
+    expected = np.linalg.lstsq(design[:, ::2], design @ weight.T, rcond=None)[0]
+    np.testing.assert_allclose(fit.weight[0, :, ::2], expected.T, rtol=1e-7)
+    assert fit.note == "singular Gram matrix, ridge 0"
 
 
 def test_the_ridge_pulls_towards_the_weights_that_were_there():

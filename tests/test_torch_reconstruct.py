@@ -73,7 +73,7 @@ def test_layers_are_treated_in_the_order_in_which_they_run():
     assert [fit.name for fit in report.fits] == ["first.weight", "last.weight"]
 
 
-@pytest.mark.parametrize("scores", ["wanda", lambda weight, gram: weight.double().square() / inverse_diagonal(gram)])
+@pytest.mark.parametrize("scores", ["wanda", "obs", lambda w, gram: w.double().square() / inverse_diagonal(gram)])
 def test_masks_maximise_the_scores_asked_for(scores):
     torch.manual_seed(0)
     layer = nn.Conv2d(8, 8, 2, groups=2)
@@ -81,17 +81,36 @@ def test_masks_maximise_the_scores_asked_for(scores):
     weight = layer.weight.detach().clone()
     rows = torch.cat(list(layer_rows(layer, inputs)), dim=1)[:, :, :-1].double()
     if scores == "wanda":
-        value = weight.abs().reshape(2, 4, -1) * rows.norm(dim=1)[:, None, :]
+        value = weight.square().reshape(2, 4, -1) * rows.square().sum(dim=1)[:, None, :]
+    elif scores == "obs":  # its ridge is 1 %, and the bias is refitted: its inputs are ones
+        ridge = 0.01 * rows.square().sum(dim=1).mean(dim=1)[:, None] * torch.ones(rows.shape[2]).double()
+        gram = torch.nn.functional.pad(rows, (0, 1), value=1.0)
+        gram = gram.mT @ gram + torch.diag_embed(torch.nn.functional.pad(ridge, (0, 1)))
+        value = weight.double().square().reshape(2, 4, -1) / inverse_diagonal(gram)[:, :, :-1]
     else:
         value = weight.double().square().reshape(2, 4, -1) / inverse_diagonal(rows.mT @ rows)
     tmt.reconstruct(
-        layer, [inputs], "2:4", allow=("grouped",), progress=False, scores=scores if scores == "wanda" else flat(scores)
+        layer, [inputs], "2:4", allow=("grouped",), progress=False, scores=flat(scores) if callable(scores) else scores
     )
     value = value.reshape(2, 4, 4, 2, 2).movedim((1, 2), (3, 4)).numpy()
     expected = tm.transposable_mask(value, "2:4")
     found = (layer.weight.detach() != 0).reshape(2, 4, 4, 2, 2).movedim((1, 2), (3, 4)).numpy()
     assert np.array_equal(found, expected)
     assert not np.array_equal(expected, tm.transposable_mask(weight.reshape(2, 4, 4, 2, 2), "2:4", axes=(1, 2)))
+
+
+def test_plain_masks_are_the_same_for_squares():
+    """Wanda's products have the order of their squares along a group, also where squares would overflow."""
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 8).double()
+    inputs = torch.randn(64, 16).double() * torch.logspace(-3, 3, 16).double()
+    layer.weight.data *= 1e155
+    expected = tm.nm_mask((layer.weight * inputs.norm(dim=0)).detach().numpy(), "2:4")
+    transposable = tm.transposable_mask((layer.weight / 1e155 * inputs.norm(dim=0)).detach().square().numpy(), "2:4")
+    for wanted, mask in ((False, expected), (True, transposable)):
+        pruned = copy.deepcopy(layer)
+        tmt.reconstruct(pruned, [inputs], "2:4", scores="wanda", transposable=wanted, progress=False)
+        assert np.array_equal((pruned.weight != 0).numpy(), mask)
 
 
 def inverse_diagonal(gram):
@@ -186,7 +205,12 @@ class Unreached(nn.Module):
         (two_layers, [data(8, 32)], {"method": "adaprun"}, "`method` must be one of .* Did you mean 'adaprune'?"),
         (two_layers, [data(8, 32)], {"method": 3}, "`method` must be a name or a ReconstructionMethod, got 3"),
         (two_layers, [data(8, 32)], {"scores": "wand"}, "`scores` must be one of .* Did you mean 'wanda'?"),
-        (two_layers, [data(8, 32)], {"scores": 3}, "`scores` must be 'magnitude', 'wanda' or a callable, got 3"),
+        (
+            two_layers,
+            [data(8, 32)],
+            {"scores": 3},
+            "`scores` must be one of 'magnitude', 'wanda', 'obs' or a callable, got 3",
+        ),
         (two_layers, [data(8, 32)], {"scores": lambda w, g: 3}, "`scores` must return a torch.Tensor, got int for 0.w"),
         (two_layers, [data(8, 32)], {"scores": lambda w, g: w[1:]}, r"`scores` must return the shape of the weight"),
         (two_layers, [data(8, 32)], {"scores": lambda w, g: w / 0}, "`0.weight` must be finite"),

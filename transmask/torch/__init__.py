@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:
 from ..packing import Packed, pack, unpack
 from .masks import transposable_mask
 from .reconstruction import (
+    ALPS,
     AdaPrune,
     Fit,
     LayerFit,
@@ -49,6 +50,7 @@ from .training import (
 )
 
 __all__ = [
+    "ALPS",
     "AdaPrune",
     "DensityRecord",
     "Fit",

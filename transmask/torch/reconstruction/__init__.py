@@ -6,11 +6,14 @@ calibration.py     runs a model on the data, and re-estimates batch normalisatio
 gram.py            Gram matrices of the inputs of layers
 scores.py          what the masks maximise over: where a new score goes
 layer_problem.py   the problem of one layer, and the contract of the methods that solve it
-least_squares.py, adaprune.py   the methods: a new one is a file, and a row in `reconstruct._METHODS`
+least_squares.py, alps.py, adaprune.py   the methods: a new one is a file, and a row in `reconstruct._METHODS`
+conjugate_gradients.py   least squares on many wide rows at once
+block_matching.py  after the layers of a block: its outputs as a whole
 convert.py         from unstructured zeros to N:M
 """
 
 from .adaprune import AdaPrune
+from .alps import ALPS
 from .convert import convert_unstructured, supported_pattern
 from .layer_problem import Fit, LayerProblem, ReconstructionMethod
 from .least_squares import LeastSquares
@@ -18,6 +21,7 @@ from .reconstruct import reconstruct
 from .report import LayerFit, ReconstructionReport
 
 __all__ = [
+    "ALPS",
     "AdaPrune",
     "Fit",
     "LayerFit",

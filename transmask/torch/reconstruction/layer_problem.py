@@ -10,11 +10,13 @@ The rows of W are independent of each other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-__all__ = ["Fit", "LayerProblem", "ReconstructionMethod"]
+__all__ = ["Fit", "LayerProblem", "ReconstructionMethod", "input_gram", "penalties"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,12 +30,16 @@ class LayerProblem:
     mask : torch.Tensor of bool, shape (groups, K, D)
     gram : torch.Tensor of float64, shape (groups, D, D)
     has_bias : bool
+    find_mask : callable, optional
+        The best mask under the layer's pattern for scores of shape (groups, K, D - has_bias), as `mask` without the
+        bias: for methods that choose masks themselves.
     """
 
     weight: Tensor
     mask: Tensor
     gram: Tensor
     has_bias: bool
+    find_mask: Callable[[Tensor], Tensor] | None = None
 
     def masked(self) -> Tensor:
         """Return S * W."""
@@ -56,10 +62,13 @@ class Fit:
         Zero where the mask is.
     note : str
         Anything the caller should know, such as a singular Gram matrix; otherwise empty.
+    mask : torch.Tensor of bool, shape (groups, K, D), optional
+        The mask, if the method chose one in place of the problem's.
     """
 
     weight: Tensor
     note: str = ""
+    mask: Tensor | None = None
 
 
 class ReconstructionMethod(ABC):
@@ -80,3 +89,50 @@ class ReconstructionMethod(ABC):
         -------
         Fit
         """
+
+
+def penalties(gram: Tensor, inputs: int, ridge: float) -> Tensor:
+    """Return what a ridge adds to the diagonals of Gram matrices.
+
+    Parameters
+    ----------
+    gram : torch.Tensor of float64, shape (groups, D, D)
+    inputs : int
+        D without the bias.
+    ridge : float
+        Relative to the mean of the diagonal over the inputs, or to 1 if they are all zero.
+
+    Returns
+    -------
+    torch.Tensor of float64, shape (groups, D)
+        0 for the bias, unless nothing else holds it because there was no sample.
+    """
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    mean = diagonal[:, :inputs].mean(dim=1, keepdim=True)
+    added = (ridge * torch.where(mean > 0, mean, 1.0)).repeat(1, diagonal.shape[1])
+    added[:, inputs:] = (diagonal[:, inputs:] == 0).to(added.dtype)
+    return added
+
+
+def input_gram(gram: Tensor, inputs: int, ridge: float) -> Tensor:
+    """Return Gram matrices of the inputs alone: the ridge added, the bias eliminated.
+
+    A bias refitted after every change of the weights leaves G_xx - g g.T / samples of the Gram matrix, with g the sums
+    of the inputs over the samples.
+
+    Parameters
+    ----------
+    gram, inputs, ridge
+        As in `penalties`.
+
+    Returns
+    -------
+    torch.Tensor of float64, shape (groups, inputs, inputs)
+        Positive definite if `ridge` is positive.
+    """
+    alone = gram[:, :inputs, :inputs]
+    if inputs < gram.shape[1]:
+        sums, samples = gram[:, :inputs, inputs:], gram[:, inputs:, inputs:]
+        alone = alone - sums @ sums.mT / torch.where(samples > 0, samples, 1.0)
+        alone.diagonal(dim1=1, dim2=2).clamp_(min=0)  # inputs that never change leave rounding
+    return alone + torch.diag_embed(penalties(gram, inputs, ridge)[:, :inputs])

@@ -27,13 +27,15 @@ import warnings
 import torch
 from torch import Tensor
 
+from ..._arguments import as_integer
 from ...errors import InvalidArgumentError
-from .layer_problem import Fit, LayerProblem, ReconstructionMethod
+from .conjugate_gradients import change_on_support
+from .layer_problem import Fit, LayerProblem, ReconstructionMethod, penalties
 
 __all__ = ["LeastSquares"]
 
 _CHUNK_ENTRIES = 1 << 24  # 128 MB of float64 for the matrices of the rows that are solved together
-_FIRST_RIDGE = 1e-10
+_FIRST_RIDGE, _LAST_RIDGE = 1e-10, 1e6
 _EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -45,11 +47,13 @@ class LeastSquares(ReconstructionMethod):
     ridge : float, default 1e-2
         Relative to the mean of the diagonal of the Gram matrix. If the equations are still singular, it is raised
         tenfold until they are not, with a warning.
+    exact_up_to : int, default 64
+        Kept entries of a row up to which rows are factorised; 0 leaves all to conjugate gradients.
 
     Raises
     ------
-    InvalidArgumentError
-        If `ridge` is negative, infinite or NaN.
+    InvalidTypeError, InvalidArgumentError
+        If `ridge` is negative, infinite or NaN, or `exact_up_to` is not an integer of at least 0.
 
     Examples
     --------
@@ -57,20 +61,28 @@ class LeastSquares(ReconstructionMethod):
     0.1
     """
 
-    def __init__(self, ridge: float = 1e-2) -> None:
+    def __init__(self, ridge: float = 1e-2, *, exact_up_to: int = 64) -> None:
         if not 0 <= ridge < float("inf"):
             raise InvalidArgumentError(f"`ridge` must be finite and at least 0, got {ridge}.")
         self.ridge = ridge
+        self.exact_up_to = as_integer(exact_up_to, argument="exact_up_to", least=0)
 
     def fit(self, problem: LayerProblem, *, name: str) -> Fit:
-        """Solve one layer; see `ReconstructionMethod.fit`."""
+        """Solve one layer; see `ReconstructionMethod.fit`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If the problem is not finite, or its Gram matrix is not positive semidefinite.
+        """
         ridge = self.ridge
-        while True:
-            weight = problem.masked()
-            groups = zip(problem.weight, problem.mask, problem.gram, weight, strict=True)
-            if all(_solve_group(*group, ridge, problem.has_bias) for group in groups):
-                break
+        while (weight := self._solve(problem, ridge)) is None:
             ridge = max(10 * ridge, _FIRST_RIDGE)
+            if ridge > _LAST_RIDGE:
+                raise InvalidArgumentError(
+                    "`problem` must be finite and its Gram matrix positive semidefinite, got one for "
+                    f"{name} that no ridge makes regular."
+                )
         if ridge != self.ridge:
             warnings.warn(
                 f"the Gram matrix of {name} is singular with ridge {self.ridge:g}: raised to {ridge:g}. "
@@ -79,6 +91,19 @@ class LeastSquares(ReconstructionMethod):
                 stacklevel=2,
             )
         return Fit(weight, "" if _is_regular(problem.gram) else f"singular Gram matrix, ridge {ridge:g}")
+
+    def _solve(self, problem: LayerProblem, ridge: float) -> Tensor | None:
+        """Return the refitted weights, or None if the equations are singular with this ridge."""
+        weight = problem.masked()
+        added = penalties(problem.gram, problem.gram.shape[1] - problem.has_bias, ridge)
+        for answer, *group in zip(weight, problem.weight, problem.mask, problem.gram, added, strict=True):
+            change = change_on_support(*group) if int(group[1].sum(dim=1).max()) > self.exact_up_to else None
+            if change is None:
+                change = _factorised_change(*group)
+            if change is None:
+                return None
+            answer += change
+        return weight
 
 
 def _is_regular(matrices: Tensor) -> bool:
@@ -94,15 +119,11 @@ def _factorise(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return factor, ~failed.any() & (pivots > smallest).all()
 
 
-def _solve_group(dense: Tensor, mask: Tensor, gram: Tensor, answer: Tensor, ridge: float, has_bias: bool) -> bool:
-    """Solve the rows of one group into `answer`; return whether the equations were regular."""
+def _factorised_change(dense: Tensor, mask: Tensor, gram: Tensor, penalty: Tensor) -> Tensor | None:
+    """Return the change of the kept weights of one group (K, D), row by row; None if the equations are singular."""
     sides = mask.sum(dim=1)
     width = int(sides.max())
-    diagonal = gram.diagonal()
-    inputs = len(gram) - has_bias
-    scale = float(diagonal[:inputs].mean())
-    penalty = torch.full_like(diagonal, ridge * (scale if scale > 0 else 1.0))
-    penalty[inputs:] = 0
+    answer = torch.zeros_like(dense)
     pull = dense.masked_fill(mask, 0) @ gram
     support = torch.argsort(mask.to(torch.int8), dim=1, descending=True, stable=True)[:, :width]
     used = torch.arange(width, device=mask.device) < sides[:, None]
@@ -113,8 +134,8 @@ def _solve_group(dense: Tensor, mask: Tensor, gram: Tensor, answer: Tensor, ridg
         matrix.diagonal(dim1=1, dim2=2).add_(torch.where(real, penalty[index], 1.0))
         factor, regular = _factorise(matrix)
         if not regular:
-            return False
+            return None
         right = pull[rows].gather(1, index).masked_fill(~real, 0)
         change = torch.cholesky_solve(right[:, :, None], factor)[:, :, 0]
         answer[rows] = answer[rows].scatter_add(1, index, change)
-    return True
+    return answer

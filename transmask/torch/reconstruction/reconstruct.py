@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -19,6 +19,7 @@ from ..layouts import Allowed, Layout
 from ..mask_rule import MaskRule
 from ..selection import LayerFilter, WeightChoice, select_weights
 from .adaprune import AdaPrune
+from .alps import ALPS
 from .calibration import Calibration, ForwardFunction, batch_norm_layers, reestimate_batch_norm
 from .gram import SupportedLayer, collect_grams, execution_order, unobservable
 from .layer_problem import LayerProblem, ReconstructionMethod
@@ -28,7 +29,7 @@ from .scores import Scores, compute_scores
 
 __all__ = ["reconstruct"]
 
-_METHODS: dict[str, type[ReconstructionMethod]] = {"least_squares": LeastSquares, "adaprune": AdaPrune}
+_METHODS: dict[str, type[ReconstructionMethod]] = {"least_squares": LeastSquares, "adaprune": AdaPrune, "alps": ALPS}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +47,7 @@ def reconstruct(
     calibration: Iterable[Any],
     pattern: PatternLike | Mapping[str, PatternLike],
     *,
-    method: Literal["least_squares", "adaprune"] | ReconstructionMethod = "least_squares",
+    method: Literal["least_squares", "adaprune", "alps"] | ReconstructionMethod = "least_squares",
     sequential: bool = True,
     scores: Scores = "magnitude",
     transposable: bool = True,
@@ -77,13 +78,13 @@ def reconstruct(
         samples. A sequential run goes through it once for each layer and once more, any other run once.
     pattern : Pattern, str, tuple of two int, or mapping of str to these
         N entries kept of every M; or names of weights, each with its own pattern, in which case no others are pruned.
-    method : {"least_squares", "adaprune"} or ReconstructionMethod, default "least_squares"
+    method : {"least_squares", "adaprune", "alps"} or ReconstructionMethod, default "least_squares"
         An instance carries its options, as in ``LeastSquares(ridge=0.01)``.
     sequential : bool, default True
         Fit each layer to the inputs that the pruned layers before it give, instead of those of the dense model, in the
         order in which the layers run.
-    scores : {"magnitude", "wanda"} or callable, default "magnitude"
-        What the masks maximise over; see `compute_scores`.
+    scores : {"magnitude", "wanda", "obs"} or callable, default "magnitude"
+        What the masks maximise over; see `compute_scores`. "alps" has scores of its own.
     transposable, layers, skip_ends, allow, constraint, solver
         As in `sparsify`.
     batch_norm : bool, default True
@@ -199,14 +200,21 @@ def _treat(job: _Job, gram: Tensor, method: ReconstructionMethod, scores: Scores
     """Prune and refit one layer."""
     weight, bias = job.layer.weight, job.layer.bias
     groups = len(gram)
-    mask, _ = job.rule.find(compute_scores(scores, weight, gram, name=job.name), job.layout, name=job.name)
-    dense = weight.to(torch.float64).reshape(groups, weight.shape[0] // groups, -1)
-    kept = mask.to(weight.device).reshape(dense.shape)
+    dense = weight.to(torch.float64, copy=True).reshape(groups, weight.shape[0] // groups, -1)
+
+    def find_mask(values: Tensor) -> Tensor:
+        mask, _ = job.rule.find(values.reshape(weight.shape), job.layout, name=job.name)
+        return mask.to(weight.device).reshape(values.shape)
+
+    values = compute_scores(scores, weight, gram, squared=job.rule.transposable, name=job.name)
+    kept = find_mask(values).reshape(dense.shape)
     if bias is not None:
         dense = torch.cat([dense, bias.to(torch.float64).reshape(groups, -1, 1)], dim=2)
         kept = torch.cat([kept, torch.ones_like(kept[:, :, :1])], dim=2)
-    problem = LayerProblem(dense, kept, gram, bias is not None)
+    problem = LayerProblem(dense, kept, gram, bias is not None, find_mask)
     fit = method.fit(problem, name=job.name)
+    if fit.mask is not None:
+        problem = replace(problem, mask=fit.mask)
     stored = fit.weight.to(weight.dtype)  # as the model will hold it
     if bias is not None:
         bias.copy_(stored[:, :, -1].reshape(bias.shape))
