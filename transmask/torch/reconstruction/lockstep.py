@@ -16,7 +16,7 @@ their next call of a layer, by an exception that only passes through the model's
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -130,7 +130,7 @@ class _Forward:
 
 def waiting_calls(
     model: nn.Module, layers: Sequence[SupportedLayer], calibration: Calibration
-) -> Iterator[tuple[int, list[Call]]]:
+) -> Generator[tuple[int, list[Call]]]:
     """Yield layers, first in execution order, with the calls that wait for them; they go on when the next is asked for.
 
     Parameters

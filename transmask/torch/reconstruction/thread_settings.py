@@ -42,7 +42,7 @@ def _makers() -> Iterator[Callable[[], Context]]:
         yield torch.inference_mode
     if (default := torch.get_default_device()).type != "cpu":
         yield partial(torch.device, default)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         yield partial(torch.cuda.device, torch.cuda.current_device())
         yield partial(torch.cuda.stream, torch.cuda.current_stream())
 
