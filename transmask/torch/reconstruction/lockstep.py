@@ -130,7 +130,7 @@ class _Forward:
 
 def waiting_calls(
     model: nn.Module, layers: Sequence[SupportedLayer], calibration: Calibration
-) -> Generator[tuple[int, list[Call]]]:
+) -> Generator[tuple[int, list[Call]], None, None]:
     """Yield layers, first in execution order, with the calls that wait for them; they go on when the next is asked for.
 
     Parameters

@@ -1,6 +1,6 @@
 """Fit every layer of a model to the inputs that reach it, in the order in which they run, in one pass of the model.
 
-`waiting_calls` hands out each layer with the calls that wait for it. Their Gram matrix is complete, unless a batch calls
+`waiting_calls` hands out each layer with the calls that wait for it. Their Gram matrix is complete unless a batch calls
 the layer again or comes late to it. Then the pass is given up: that layer and those fitted after it become what they
 were, the layer is fitted to all its inputs, which takes a pass of its own, and a new pass goes on from there. A model
 that calls every layer once a batch runs once on every batch; each layer that it calls more often adds one pass and the
