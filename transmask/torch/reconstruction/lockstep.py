@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -29,6 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .calibration import Calibration, evaluating
 from .gram import SupportedLayer, layer_input
+from .offload import Offload, Offloaded
 from .thread_settings import capture_settings
 
 __all__ = ["Call", "waiting_calls"]
@@ -50,6 +51,8 @@ class Call:
         See `Calibration.row_weights`.
     same_input : bool
         Whether the call that this batch waited with before had the same, unchanged tensor.
+    offloaded : Offloaded or None
+        Keeps `value` on the CPU until it is filled.
     """
 
     batch: int
@@ -57,6 +60,11 @@ class Call:
     value: Tensor
     row_weights: Tensor | None
     same_input: bool
+    offloaded: Offloaded | None
+
+    def filled(self) -> AbstractContextManager[None]:
+        """Have the values of `value` on its device for a while."""
+        return nullcontext() if self.offloaded is None else self.offloaded.filled(self.value)
 
 
 class _Ended(BaseException):
@@ -66,9 +74,11 @@ class _Ended(BaseException):
 class _Forward:
     """The forward of one batch, in a thread of its own."""
 
-    def __init__(self, batch: int, work: Callable[[], None], row_weights: Tensor | None) -> None:
+    def __init__(
+        self, batch: int, work: Callable[[], None], row_weights: Tensor | None, offloaded: Offloaded | None
+    ) -> None:
         self.batch, self.row_weights = batch, row_weights
-        self._work = work
+        self._work, self._offloaded = work, offloaded
         self._ended = False
         self._turns: SimpleQueue[None] = SimpleQueue()
         self._answers: SimpleQueue[Call | BaseException | None] = SimpleQueue()
@@ -79,6 +89,8 @@ class _Forward:
 
     def go_on(self) -> Call | None:
         """Run up to the next call of a layer and return it, or None at the end; raise what the forward raises."""
+        if self._offloaded is not None:
+            self._offloaded.fill()
         if self._thread.ident is None:
             self._thread.start()
         else:
@@ -88,6 +100,8 @@ class _Forward:
             self._thread.join()
         if isinstance(answer, BaseException):
             raise answer
+        if answer is not None and self._offloaded is not None:
+            self._offloaded.empty()
         return answer
 
     def pause(self, layer: int, value: Tensor) -> None:
@@ -98,7 +112,7 @@ class _Forward:
         version = -1 if value.is_inference() else value._version
         same = self._last_input() is value and version == self._last_version >= 0
         self._last_input, self._last_version = weakref.ref(value), version
-        self._answers.put(Call(self.batch, layer, value, self.row_weights, same))
+        self._answers.put(Call(self.batch, layer, value, self.row_weights, same, self._offloaded))
         del value
         self._turns.get()
         if self._ended:
@@ -107,6 +121,8 @@ class _Forward:
     def end(self) -> None:
         """End the thread at its next call of a layer, and wait for that, whatever is pressed meanwhile."""
         self._ended = True
+        if self._offloaded is not None:
+            self._offloaded.fill()  # the model may keep some of it
         interrupt = None
         while self._thread.is_alive():
             try:
@@ -120,7 +136,8 @@ class _Forward:
     def _run(self) -> None:
         answer: BaseException | None = None
         try:
-            self._work()
+            with nullcontext() if self._offloaded is None else self._offloaded:
+                self._work()
         except _Ended:
             pass
         except BaseException as error:
@@ -129,7 +146,7 @@ class _Forward:
 
 
 def waiting_calls(
-    model: nn.Module, layers: Sequence[SupportedLayer], calibration: Calibration
+    model: nn.Module, layers: Sequence[SupportedLayer], calibration: Calibration, *, offload: bool
 ) -> Generator[tuple[int, list[Call]], None, None]:
     """Yield layers, first in execution order, with the calls that wait for them; they go on when the next is asked for.
 
@@ -141,6 +158,8 @@ def waiting_calls(
         Layers of the model. One that no batch calls is not yielded; one is yielded again for a batch that calls it
         again, or that comes to it after it was yielded.
     calibration : Calibration
+    offload : bool
+        Whether what paused forwards have computed on an accelerator is kept on the CPU.
 
     Yields
     ------
@@ -165,10 +184,12 @@ def waiting_calls(
         return layer.register_forward_pre_hook(pause, with_kwargs=True)
 
     under = capture_settings()
+    shared = Offload() if offload else None
 
     def forward_of(index: int, batch: Any) -> _Forward:
         work = partial(under, partial(calibration.forward, model, batch, index))
-        return _Forward(index, work, calibration.row_weights(batch, index))
+        offloaded = None if shared is None else Offloaded(shared)
+        return _Forward(index, work, calibration.row_weights(batch, index), offloaded)
 
     forwards = [forward_of(index, batch) for index, batch in enumerate(calibration)]
     with ExitStack() as stack:

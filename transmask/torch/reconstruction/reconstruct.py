@@ -49,6 +49,7 @@ def reconstruct(
     batch_norm: bool = True,
     forward: ForwardFunction | None = None,
     row_weights: RowWeights | None = None,
+    offload: bool = False,
     progress: bool = True,
 ) -> ReconstructionReport:
     """Prune the weights of a trained model and refit those that are kept, so that each layer's outputs change least.
@@ -88,6 +89,9 @@ def reconstruct(
         inputs of linear layers without their last axis, such as (sequences, tokens); or None if every row counts. By
         default, what the ``attention_mask`` of a mapping marks as padding does not count. Convolutions, and layers
         whose inputs have other rows, count every row.
+    offload : bool, default False
+        Keep what the model has computed on an accelerator for batches that wait in the memory of the CPU: one batch is
+        on the device at a time. Parameters, buffers and the batches themselves are not moved.
     progress : bool, default True
         Show a progress bar on stderr, if that is a terminal.
 
@@ -122,7 +126,7 @@ def reconstruct(
     jobs = jobs_of(choices)
     statistics = [buffer for layer in batch_norm_layers(model) for buffer in layer.buffers()]
     with unchanged_on_error(jobs, statistics) as saved, _bar(progress, len(jobs)) as advance:
-        treatment = Treatment(model, jobs, data, fit, saved, sequential=sequential, advance=advance)
+        treatment = Treatment(model, jobs, data, fit, saved, sequential=sequential, offload=offload, advance=advance)
         treatment.run()
         refreshed = reestimate_batch_norm(model, data) if batch_norm else 0
     left = [(choice.name, choice.reason) for choice, _ in choices if not choice.taken]

@@ -44,6 +44,8 @@ class Treatment:
         The tensors of the jobs as they are now.
     sequential : bool
         Whether a layer gets its new weights as soon as it is fitted, or when all are.
+    offload : bool
+        As in `waiting_calls`.
     advance : callable
         Gets the number of fitted layers, and the report of the last one.
 
@@ -63,10 +65,12 @@ class Treatment:
         saved: Saved,
         *,
         sequential: bool,
+        offload: bool,
         advance: Callable[[int, LayerFit], object],
     ) -> None:
         self._model, self._jobs, self._calibration = model, jobs, calibration
-        self._fit, self._saved, self._sequential, self._advance = fit, saved, sequential, advance
+        self._fit, self._saved, self._advance = fit, saved, advance
+        self._sequential, self._offload = sequential, offload
         self._collected: set[LayerJob] = set()
         self._repeated: set[nn.Module] = set()
         self._reached = False
@@ -109,7 +113,8 @@ class Treatment:
         seen: set[LayerJob] = set()
         last: tuple[LayerJob, list[int]] | None = None
         gram = None
-        with closing(waiting_calls(self._model, [job.layer for job in jobs], self._calibration)) as stops:
+        layers = [job.layer for job in jobs]
+        with closing(waiting_calls(self._model, layers, self._calibration, offload=self._offload)) as stops:
             for index, calls in stops:
                 job = jobs[index]
                 if job in seen or job.layer in self._repeated:
@@ -131,7 +136,8 @@ class Treatment:
         """Add up the inputs of the calls that wait for a layer."""
         gram = Gram(job.layer)
         for call in calls:
-            gram.add(call.value, call.row_weights)
+            with call.filled():
+                gram.add(call.value, call.row_weights)
         self.seconds.gram += gram.seconds
         return gram
 
