@@ -418,6 +418,27 @@ def test_padding_does_not_count(form):
     torch.testing.assert_close(model.pooled.weight, expected.pooled.weight, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_sequences_that_torch_packs_without_padding_count_the_same():
+    """nn.TransformerEncoder calls its layers with nested tensors where it is given a padding mask."""
+    weights = []
+    for packed in (True, False):
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=packed).double()
+        batches = [{"x": tokens(seed, 5, 9, 16), "attention_mask": torch.ones(5, 9)} for seed in range(3)]
+        for batch in batches:
+            batch["attention_mask"][1:, 6:] = 0
+        kinds = set()
+        model.layers[0].linear1.register_forward_hook(lambda m, args, out, kinds=kinds: kinds.add(args[0].is_nested))
+        reconstruct(
+            model, batches, forward=lambda m, batch: m(batch["x"], src_key_padding_mask=batch["attention_mask"] == 0)
+        )
+        assert kinds == {packed}
+        weights.append(model.layers[1].linear2.weight)
+    torch.testing.assert_close(*weights, rtol=1e-8, atol=1e-10)
+
+
 class Sparse(nn.Module):
     """Calls one layer without any tokens, and another one never."""
 

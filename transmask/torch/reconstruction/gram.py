@@ -125,9 +125,11 @@ def sees_as(layer: SupportedLayer, other: SupportedLayer) -> bool:
 def layer_input(layer: SupportedLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Return the tensor that a layer is called with, or None if the layer will complain about it."""
     value = args[0] if args else kwargs.get("input")
-    if not isinstance(value, Tensor) or not value.ndim:
+    if not isinstance(value, Tensor) or value.ndim == 0:
         return None
     if isinstance(layer, nn.Linear):
+        if value.is_nested:  # as nn.TransformerEncoder packs sequences of which padding is left out
+            value = torch.cat([part.reshape(-1, part.shape[-1]) for part in value.unbind()])
         return value if value.shape[-1] == layer.in_features else None
     axes = len(layer.kernel_size)
     fits = value.ndim in (axes + 1, axes + 2) and value.shape[-axes - 1] == layer.in_channels

@@ -113,7 +113,6 @@ class _Forward:
         same = self._last_input() is value and version == self._last_version >= 0
         self._last_input, self._last_version = weakref.ref(value), version
         self._answers.put(Call(self.batch, layer, value, self.row_weights, same, self._offloaded))
-        del value
         self._turns.get()
         if self._ended:
             raise _Ended
@@ -203,9 +202,9 @@ def waiting_calls(
         while True:
             for forward in ready:
                 running[:] = [forward]
-                call = forward.go_on()
-                if call is not None:
+                if call := forward.go_on():
                     waiting[forward] = call
+                del call  # nothing here may keep its tensor
             if not waiting:
                 return
             first = min(call.layer for call in waiting.values())

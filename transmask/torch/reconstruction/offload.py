@@ -23,8 +23,9 @@ __all__ = ["Offload", "Offloaded"]
 
 def is_movable(tensor: object) -> bool:
     """Tell whether a value is a tensor with a storage of its own on an accelerator."""
-    plain = isinstance(tensor, Tensor) and type(tensor) is Tensor and tensor.layout == torch.strided
-    return plain and tensor.device.type not in ("cpu", "meta")
+    if type(tensor) is not Tensor or tensor.is_nested or tensor.layout != torch.strided:
+        return False
+    return tensor.device.type not in ("cpu", "meta")
 
 
 class _Emptied:
@@ -32,7 +33,7 @@ class _Emptied:
 
     def __init__(self, storage: torch.UntypedStorage) -> None:
         self._storage = storage
-        self._copy = torch.UntypedStorage(storage.nbytes())
+        self._copy = torch.UntypedStorage(storage.nbytes())  # type: ignore[no-untyped-call]
         self._copy.copy_(storage)
         self.empty()
 
@@ -56,7 +57,7 @@ class Offload:
             storage.fill()
 
 
-class Offloaded(TorchDispatchMode):
+class Offloaded(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Note what one forward makes; entered in its thread.
 
     Parameters
@@ -66,7 +67,7 @@ class Offloaded(TorchDispatchMode):
     """
 
     def __init__(self, offload: Offload) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._offload = offload
         self._made: list[weakref.ref[Tensor]] = []
         self._own: set[int] = set()  # an address may be used again; what others use is filled again anyway
