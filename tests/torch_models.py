@@ -1,8 +1,13 @@
 """Small models of every structure that a pass of the model must cope with, and inputs for them."""
 
+import copy
+
+import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+
+from transmask import torch as tmt
 
 WIDTH = 16
 
@@ -131,3 +136,27 @@ def run(model, batch):
     if isinstance(batch, dict):
         return model(batch["x"], [[tokens(batch["caches"] + i, 5, 3, WIDTH) for _ in "kv"] for i in range(2)])
     return model(batch)
+
+
+def model_and_batches(name):
+    """Return a model in double precision and five batches for it."""
+    make, batch = MODELS[name]
+    torch.manual_seed(0)
+    return make().double().eval(), [batch(seed) for seed in range(5)]
+
+
+def reconstruct(model, batches, pattern="2:4", **options):
+    return tmt.reconstruct(model, batches, pattern, **{"progress": False, "forward": run, **options})
+
+
+def leaves_the_model(model, error, call):
+    """Expect an error that changes nothing: no weight, no statistics, no mode, no hook, one line."""
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error) as caught:
+        call()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+    assert len(str(caught.value).splitlines()) <= 1
+    return str(caught.value)

@@ -20,12 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ..layouts import holds_inputs_first
 from ..selection import WeightChoice, refuse_other_than_module, untrainable
 from .calibration import Calibration
 
 __all__ = ["Gram", "SupportedLayer", "collect_gram", "layer_input", "layer_rows", "sees_as", "unobservable"]
 
-SupportedLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+SupportedLayer = nn.Linear | Convolution
+"""What can be observed and refitted; also the Conv1D of transformers, which has the attributes of no class of torch."""
 
 _CHUNK_ENTRIES = 1 << 22  # 32 MB of float64 at a time
 
@@ -38,7 +42,7 @@ def unobservable(model: nn.Module) -> Callable[[WeightChoice], str]:
     def why(choice: WeightChoice) -> str:
         if isinstance(choice.module, nn.MultiheadAttention) or id(choice.module) in attended:
             return "inside MultiheadAttention, where its inputs cannot be observed"
-        if not isinstance(choice.module, SupportedLayer):
+        if not isinstance(choice.module, SupportedLayer) and not holds_inputs_first(choice.module):
             return "neither a linear layer nor a convolution"
         return untrainable(choice)
 
@@ -103,7 +107,7 @@ def _clock(value: Tensor) -> float:
 
 def _weights_of(layer: SupportedLayer, value: Tensor, row_weights: Tensor | None) -> Tensor | None:
     """Return the weight of each row of a linear layer, (rows,), on its device; None if each counts once."""
-    if row_weights is None or not isinstance(layer, nn.Linear):
+    if row_weights is None or isinstance(layer, Convolution):
         return None
     rows = value.shape[:-1]
     if rows != row_weights.shape and (len(rows) != 1 or rows[0] != row_weights.numel()):
@@ -116,21 +120,22 @@ def sees_as(layer: SupportedLayer, other: SupportedLayer) -> bool:
     """Tell whether two layers make the same rows of the same input."""
     if (layer.bias is None) != (other.bias is None):
         return False
-    if isinstance(layer, nn.Linear) or isinstance(other, nn.Linear):
-        return type(layer) is type(other)
+    if not isinstance(layer, Convolution) or not isinstance(other, Convolution):
+        return not isinstance(layer, Convolution) and not isinstance(other, Convolution)
     geometry = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     return all(getattr(layer, name) == getattr(other, name) for name in geometry)
 
 
 def layer_input(layer: SupportedLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Return the tensor that a layer is called with, or None if the layer will complain about it."""
-    value = args[0] if args else kwargs.get("input")
+    value = args[0] if args else kwargs.get("x" if holds_inputs_first(layer) else "input")
     if not isinstance(value, Tensor) or value.ndim == 0:
         return None
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, Convolution):
         if value.is_nested:  # as nn.TransformerEncoder packs sequences of which padding is left out
             value = torch.cat([part.reshape(-1, part.shape[-1]) for part in value.unbind()])
-        return value if value.shape[-1] == layer.in_features else None
+        inputs = layer.weight.shape[0 if holds_inputs_first(layer) else 1]
+        return value if value.shape[-1] == inputs else None
     axes = len(layer.kernel_size)
     fits = value.ndim in (axes + 1, axes + 2) and value.shape[-axes - 1] == layer.in_channels
     return value if fits else None
@@ -204,7 +209,7 @@ def layer_rows(layer: SupportedLayer, value: Tensor) -> Iterator[Tensor]:
     """
     if not value.numel():
         return
-    if isinstance(layer, nn.Linear):
+    if not isinstance(layer, Convolution):
         flat = value.reshape(1, -1, value.shape[-1])
         chunks = torch.split(flat, max(1, _CHUNK_ENTRIES // max(1, flat.shape[2])), dim=1)
         yield from (_with_ones(layer, chunk) for chunk in chunks)
@@ -220,7 +225,7 @@ def _with_ones(layer: SupportedLayer, rows: Tensor) -> Tensor:
     return rows if layer.bias is None else pad(rows, (0, 1), value=1.0)
 
 
-def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, images: Tensor) -> Tensor:
+def _patches(layer: Convolution, images: Tensor) -> Tensor:
     """Unfold (B, C, ...) images into (groups, B * positions, C / groups * kernel positions) patches."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     patches = pad(images, _padding(layer), mode=mode)
@@ -235,7 +240,7 @@ def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, images: Tensor) -> Tensor
     return patches.reshape(layer.groups, -1, math.prod(patches.shape[2 + dimensions :]))
 
 
-def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
+def _padding(layer: Convolution) -> list[int]:
     """Return the padding in the order of `torch.nn.functional.pad`: last axis first, before and after."""
     both: list[int] = []
     for axis in reversed(range(len(layer.kernel_size))):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ...errors import InvalidArgumentError
 from ...pattern import PatternLike
 from ...solvers import Solver
-from ..layouts import Allowed, Layout
+from ..layouts import Allowed, Layout, holds_inputs_first
 from ..mask_rule import MaskRule
 from ..selection import LayerFilter, WeightChoice, select_weights
 from .gram import SupportedLayer, unobservable
@@ -31,16 +32,29 @@ class LayerJob:
     layout: Layout
     rule: MaskRule
 
+    def weight(self) -> Tensor:
+        """Return the weight with the outputs first, (K, C / groups, ...)."""
+        return self._turned(self.layer.weight.detach())
+
+    def find_mask(self, scores: Tensor) -> Tensor:
+        """Return the best mask for scores of the shape of `weight`, on their device."""
+        mask, _ = self.rule.find(self._turned(scores), self.layout, name=self.name)
+        return self._turned(mask).to(scores.device)
+
     def tensors(self) -> list[Tensor]:
         """List what is refitted: the weight, and the bias if there is one."""
         return [tensor for tensor in (self.layer.weight, self.layer.bias) if tensor is not None]
 
     @torch.no_grad()
-    def put(self, values: Sequence[Tensor]) -> None:
-        """Give the layer new values of `tensors`."""
-        for tensor, value in zip(self.tensors(), values, strict=True):
-            tensor.copy_(value)
+    def put(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Give the layer a new weight, outputs first, and a new bias, if it has one."""
+        self.layer.weight.copy_(self._turned(weight))
+        if bias is not None and self.layer.bias is not None:
+            self.layer.bias.copy_(bias)
         torch.clear_autocast_cache()  # which holds copies of weights in lower precision
+
+    def _turned(self, weight: Tensor) -> Tensor:
+        return weight.mT if holds_inputs_first(self.layer) else weight
 
 
 def choose_layers(
@@ -105,9 +119,9 @@ def choose_layers(
 def jobs_of(choices: Choices) -> list[LayerJob]:
     """Return a job for every parameter that is taken."""
     return [
-        LayerJob(choice.name, choice.module, choice.layout, rule)
+        LayerJob(choice.name, cast(SupportedLayer, choice.module), choice.layout, rule)
         for choice, rule in choices
-        if choice.taken and choice.layout is not None and isinstance(choice.module, SupportedLayer)
+        if choice.taken and choice.layout is not None
     ]
 
 

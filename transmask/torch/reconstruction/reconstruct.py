@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import nn
 
 from ...errors import InvalidArgumentError, InvalidTypeError, unknown_choice
 from ...pattern import PatternLike
@@ -25,7 +25,7 @@ from .layer_problem import LayerProblem, ReconstructionMethod
 from .least_squares import LeastSquares
 from .report import LayerFit, ReconstructionReport
 from .scores import Scores, compute_scores
-from .treatment import Treatment
+from .treatment import Refit, Treatment
 
 __all__ = ["reconstruct"]
 
@@ -145,33 +145,32 @@ def _as_method(method: str | ReconstructionMethod) -> ReconstructionMethod:
 
 
 @torch.no_grad()
-def _fit(job: LayerJob, gram: Gram, *, method: ReconstructionMethod, scores: Scores) -> tuple[LayerFit, list[Tensor]]:
-    """Find the mask and the weights of one layer, and the values of `LayerJob.tensors` that follow."""
-    weight, bias = job.layer.weight.detach(), job.layer.bias
+def _fit(job: LayerJob, gram: Gram, *, method: ReconstructionMethod, scores: Scores) -> Refit:
+    """Find the mask of one layer, its weights and its bias."""
+    weight, bias = job.weight(), job.layer.bias
     if gram.matrix is None:
-        mask, _ = job.rule.find(weight, job.layout, name=job.name)
-        masked = weight.masked_fill(~mask.to(weight.device), 0)
+        masked = weight.masked_fill(~job.find_mask(weight), 0)
         report = LayerFit(job.name, job.rule.pattern, 0.0, 0.0, "mask only: no calibration row reaches it")
-        return report, [masked] if bias is None else [masked, bias.detach().clone()]
+        return Refit(report, masked, None)
     if not torch.isfinite(gram.matrix).all():
         raise InvalidArgumentError(
             f"`calibration` must give finite activations, got NaN or infinite inputs of {job.name}."
         )
     groups = len(gram.matrix)
-    mask, _ = job.rule.find(compute_scores(scores, weight, gram.matrix, name=job.name), job.layout, name=job.name)
+    kept = job.find_mask(compute_scores(scores, weight, gram.matrix, name=job.name))
     dense = weight.to(torch.float64).reshape(groups, weight.shape[0] // groups, -1)
-    kept = mask.to(weight.device).reshape(dense.shape)
+    inputs = dense.shape[2]
+    kept = kept.reshape(dense.shape)
     if bias is not None:
-        dense = torch.cat([dense, bias.detach().to(torch.float64).reshape(groups, -1, 1)], dim=2)
+        dense = torch.cat([dense, bias.to(torch.float64).reshape(groups, -1, 1)], dim=2)
         kept = torch.cat([kept, torch.ones_like(kept[:, :, :1])], dim=2)
     problem = LayerProblem(dense, kept, gram.matrix, bias is not None)
     fit = method.fit(problem, name=job.name)
     stored = fit.weight.to(weight.dtype)  # as the model will hold it
     error_fitted = problem.error(stored.to(torch.float64))
     report = LayerFit(job.name, job.rule.pattern, problem.error(problem.masked()), error_fitted, fit.note)
-    inputs = dense.shape[2] - (bias is not None)
-    tensors = [stored[:, :, :inputs].reshape(weight.shape)]
-    return report, tensors if bias is None else [*tensors, stored[:, :, inputs:].reshape(bias.shape)]
+    refitted_bias = None if bias is None else stored[:, :, inputs].reshape(bias.shape)
+    return Refit(report, stored[:, :, :inputs].reshape(weight.shape), refitted_bias)
 
 
 @contextmanager

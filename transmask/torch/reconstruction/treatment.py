@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from time import perf_counter
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
@@ -23,11 +23,28 @@ from .layer_jobs import LayerJob, Saved
 from .lockstep import Call, waiting_calls
 from .report import LayerFit, Seconds
 
-__all__ = ["FitFunction", "Treatment"]
+__all__ = ["FitFunction", "Refit", "Treatment"]
 
 
-FitFunction: TypeAlias = Callable[[LayerJob, Gram], tuple[LayerFit, list[Tensor]]]
-"""Returns new values of the tensors of a layer, without changing the model."""
+class Refit(NamedTuple):
+    """What a layer becomes.
+
+    Attributes
+    ----------
+    report : LayerFit
+    weight : torch.Tensor
+        As `LayerJob.weight`.
+    bias : torch.Tensor or None
+        None if the layer has no bias or keeps the one it has.
+    """
+
+    report: LayerFit
+    weight: Tensor
+    bias: Tensor | None
+
+
+FitFunction: TypeAlias = Callable[[LayerJob, Gram], Refit]
+"""Prunes and refits a layer, without changing the model."""
 
 
 class Treatment:
@@ -74,7 +91,7 @@ class Treatment:
         self._collected: set[LayerJob] = set()
         self._repeated: set[nn.Module] = set()
         self._reached = False
-        self._tensors: dict[LayerJob, list[Tensor]] = {}  # which wait for the end, unless sequential
+        self._refits: dict[LayerJob, Refit] = {}  # which wait for the end, unless sequential
         self.reports: dict[LayerJob, LayerFit] = {}
         self.seconds = Seconds()
 
@@ -103,8 +120,8 @@ class Treatment:
         for job in self._jobs:
             if job not in self.reports:
                 self._treat(job, Gram(job.layer))
-        for job, tensors in self._tensors.items():
-            job.put(tensors)
+        for job, refit in self._refits.items():
+            job.put(refit.weight, refit.bias)
         self.seconds.forward = perf_counter() - start - self.seconds.gram - self.seconds.solving
 
     def _pass(self) -> LayerJob | None:
@@ -144,14 +161,15 @@ class Treatment:
     def _treat(self, job: LayerJob, gram: Gram) -> None:
         """Fit one layer; a sequential run goes on with its new weights."""
         start = perf_counter()
-        self.reports[job], tensors = self._fit(job, gram)
+        refit = self._fit(job, gram)
         self.seconds.solving += perf_counter() - start
         self._reached |= gram.rows > 0
+        self.reports[job] = refit.report
         if self._sequential:
-            job.put(tensors)
+            job.put(refit.weight, refit.bias)
         else:
-            self._tensors[job] = tensors
-        self._advance(len(self.reports), self.reports[job])
+            self._refits[job] = refit
+        self._advance(len(self.reports), refit.report)
 
     def _undo_from(self, job: LayerJob) -> None:
         """Forget a layer and those fitted after it, and make them what they were."""
