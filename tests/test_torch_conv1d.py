@@ -51,27 +51,3 @@ def test_conv1d_of_transformers_trains_with_the_mask_of_a_linear_layer(transposa
     linear[0].weight.data.copy_(turned[0].weight.T)
     masks = [tmt.sparsify(model, "2:4", transposable=transposable).masks() for model in (turned, linear)]
     assert torch.equal(masks[0]["0.weight"].T, masks[1]["0.weight"])
-
-
-def test_a_gpt2_of_transformers():
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2)
-    model = transformers.GPT2LMHeadModel(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    batches = [
-        {
-            "input_ids": torch.randint(64, (8, 12), generator=generator),
-            "attention_mask": (torch.arange(12) < 9).expand(8, 12).long(),
-        }
-        for _ in range(4)
-    ]
-    report = reconstruct(model, batches, forward=None)
-    assert [fit.name.split("h.0.")[1] for fit in report.fits[:4]] == [
-        "attn.c_attn.weight",
-        "attn.c_proj.weight",
-        "mlp.c_fc.weight",
-        "mlp.c_proj.weight",
-    ]
-    assert len(report.fits) == 8
-    assert all(fit.error_fitted < fit.error_masked for fit in report.fits)
