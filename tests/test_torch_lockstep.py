@@ -168,6 +168,14 @@ def test_an_interrupt_while_a_layer_is_fitted_ends_every_thread(presses):
     leaves_the_model(model, KeyboardInterrupt, lambda: reconstruct(model, batches, scores=scores))
 
 
+def test_the_model_may_be_run_while_a_layer_is_treated():
+    model, batches = model_and_batches("encoder")
+    outputs = []
+    reconstruct(model, batches, scores=lambda weight, gram: outputs.append(model(batches[0])) or weight)
+    assert len(outputs) == 12
+    assert not torch.equal(outputs[0], outputs[-1])
+
+
 def test_a_model_that_catches_everything_is_ended_all_the_same():
     class Catching(Encoder):
         def forward(self, x):

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -172,12 +172,13 @@ def waiting_calls(
     InvalidTypeError, InvalidArgumentError
         As `Calibration.run`.
     """
-    running: list[_Forward] = []  # the last one has its turn
+    caller = get_ident()
+    running: list[_Forward] = []  # the one that has its turn
 
     def watch(index: int, layer: SupportedLayer) -> RemovableHandle:
         def pause(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             value = layer_input(layer, args, kwargs)
-            if value is not None:
+            if value is not None and get_ident() != caller:  # who may run the model while a layer is treated
                 running[-1].pause(index, value)
 
         return layer.register_forward_pre_hook(pause, with_kwargs=True)
@@ -202,7 +203,7 @@ def waiting_calls(
         while True:
             for forward in ready:
                 running[:] = [forward]
-                if call := forward.go_on():
+                if (call := forward.go_on()) is not None:
                     waiting[forward] = call
                 del call  # nothing here may keep its tensor
             if not waiting:
