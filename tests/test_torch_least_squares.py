@@ -16,8 +16,7 @@ from torch_networks import data, mask_only, two_layers  # noqa: E402
 import transmask as tm  # noqa: E402
 from transmask import torch as tmt  # noqa: E402
 from transmask.torch.reconstruction import conjugate_gradients, least_squares  # noqa: E402
-from transmask.torch.reconstruction.calibration import Calibration  # noqa: E402
-from transmask.torch.reconstruction.gram import collect_grams, layer_rows  # noqa: E402
+from transmask.torch.reconstruction.gram import Gram, layer_rows  # noqa: E402
 
 LAYERS = {
     "linear": (lambda: nn.Linear(8, 12), (6, 8)),
@@ -68,10 +67,12 @@ def test_the_rows_times_the_weights_are_the_layer(layer_and_input):
 
 def test_gram_matrices_give_the_error_of_the_outputs(layer_and_input):
     layer, inputs = layer_and_input
-    (gram,) = collect_grams(layer, [("layer", layer)], Calibration([inputs, inputs * 0.5]))
+    gram = Gram(layer)
+    for batch in (inputs, inputs * 0.5):
+        gram.add(batch)
     pruned = mask_only(layer, "2:4", allow=("grouped",))
     difference = as_matrices(layer) - as_matrices(pruned)
-    found = float((difference @ gram * difference).sum())
+    found = float((difference @ gram.matrix * difference).sum())
     expected = sum(
         float((outputs_as_rows(layer, batch) - outputs_as_rows(pruned, batch)).square().sum())
         for batch in (inputs, inputs * 0.5)

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from ..blocks import Array
 
-__all__ = ["ALLOWED", "PRUNED_LIVE", "Allowed", "Layout", "layout_of"]
+__all__ = ["ALLOWED", "PRUNED_LIVE", "Allowed", "Layout", "holds_inputs_first", "layout_of"]
 
 Allowed: TypeAlias = Literal["grouped", "depthwise", "transposed"]
 """Kinds of convolutions that are taken only on request."""
@@ -36,7 +36,8 @@ class Layout:
         Number of equal parts of axis 0 that are separate matrices: the groups of a convolution, the three projections
         of an attention layer.
     reduction : {0, 1}
-        The axis of the parameter that the forward product sums over: 0 for transposed convolutions, else 1.
+        The axis of the parameter that the forward product sums over: 0 for transposed convolutions and for the Conv1D
+        of transformers, else 1.
     """
 
     parts: int = 1
@@ -89,6 +90,8 @@ def layout_of(module: nn.Module, attribute: str, *, allow: Collection[Allowed] =
         return Layout() if attribute in _PROJECTIONS else "a learned bias of the attention, not a weight"
     if isinstance(module, nn.Linear) and attribute == "weight":
         return Layout()
+    if holds_inputs_first(module) and attribute == "weight":
+        return Layout(reduction=0)
     if isinstance(module, _CONVOLUTIONS + _TRANSPOSED) and attribute == "weight":
         return _convolution_layout(module, allow)
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -96,6 +99,12 @@ def layout_of(module: nn.Module, attribute: str, *, allow: Collection[Allowed] =
     if isinstance(module, nn.RNNBase):
         return "recurrent weights: torch reads them without the mask"
     return f"{attribute} of {type(module).__name__}: not known to be a matrix product"
+
+
+def holds_inputs_first(module: nn.Module) -> bool:
+    """Tell whether a module is the Conv1D of transformers: a linear layer, as in GPT-2, whose weight is (in, out)."""
+    names = [f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__]
+    return "transformers.pytorch_utils.Conv1D" in names
 
 
 def _convolution_layout(

@@ -1,6 +1,10 @@
 """Prune a trained model in one shot: masks and refitted weights, layer by layer, from a little calibration data.
 
-reconstruct.py     selects the layers, finds their masks and refits them, one after the other
+reconstruct.py     the one call: finds the mask of a layer and refits it, for every layer
+layer_jobs.py      which weights are treated, and how they become what they were if anything fails
+treatment.py       the order: each layer when its inputs are known, in one pass of the model
+lockstep.py        that pass: the forwards of all batches, in threads that wait for each other at every layer
+thread_settings.py, offload.py   what such a thread must inherit, and what it leaves to the CPU while it waits
 report.py          what became of each layer
 calibration.py     runs a model on the data, and re-estimates batch normalisation
 gram.py            Gram matrices of the inputs of layers

@@ -12,10 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import InvalidArgumentError, InvalidTypeError
 
-__all__ = ["Calibration", "ForwardFunction", "batch_norm_layers", "reestimate_batch_norm"]
+__all__ = ["Calibration", "ForwardFunction", "RowWeights", "batch_norm_layers", "evaluating", "reestimate_batch_norm"]
 
 ForwardFunction: TypeAlias = Callable[[nn.Module, Any], Any]
 """Runs a model on one batch."""
+
+RowWeights: TypeAlias = Callable[[Any], Tensor | None]
+"""Says how much each row of a batch counts."""
 
 
 class Calibration:
@@ -28,14 +31,20 @@ class Calibration:
         arguments. Not a generator: it is iterated more than once.
     forward : callable, optional
         ``forward(model, batch)`` for batches of another form.
+    row_weights : callable, optional
+        ``row_weights(batch)`` returns how much each row of a batch counts, as a tensor whose shape is that of the
+        inputs of layers without their last axis, such as (sequences, tokens); or None if every row counts. By default
+        it is the ``attention_mask`` of a mapping, if that has two axes: what it marks as padding does not count.
 
     Raises
     ------
     InvalidTypeError
-        If `batches` cannot be iterated more than once.
+        If `batches` cannot be iterated more than once, or `row_weights` cannot be called.
     """
 
-    def __init__(self, batches: Iterable[Any], forward: ForwardFunction | None = None) -> None:
+    def __init__(
+        self, batches: Iterable[Any], forward: ForwardFunction | None = None, row_weights: RowWeights | None = None
+    ) -> None:
         if not isinstance(batches, Iterable) or isinstance(batches, str | bytes | Tensor | Mapping):
             raise InvalidTypeError(
                 f"`calibration` must be an iterable of batches, got {type(batches).__name__}. Pass [batch] for one."
@@ -44,43 +53,105 @@ class Calibration:
             raise InvalidTypeError(
                 f"`calibration` must be iterable more than once, got a {type(batches).__name__}. Pass list(...) of it."
             )
+        if not (row_weights is None or callable(row_weights)):
+            raise InvalidTypeError(f"`row_weights` must be a callable or None, got {row_weights!r}.")
         self._batches = batches
         self._forward = forward or _run_batch
+        self._row_weights = row_weights
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If there are none, or one has no rows.
+        """
+        count = 0
+        for batch in self._batches:
+            if self._forward is _run_batch and _has_no_rows(batch):
+                raise InvalidArgumentError(
+                    f"`calibration` must hold batches with at least one row, got batch {count}, {_describe(batch)}."
+                )
+            yield batch
+            count += 1
+        if count == 0:
+            raise InvalidArgumentError("`calibration` must hold at least one batch, got none.")
+
+    def forward(self, model: nn.Module, batch: Any, index: int) -> None:
+        """Run the model on one batch.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If that raises an Exception; the message says which batch it was.
+        """
+        try:
+            self._forward(model, batch)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InvalidArgumentError(
+                f"`calibration` must hold batches that the model can run on, got batch {index}, "
+                f"{_describe(batch)}, on which it fails: {reason}. Pass `forward` if batches need unpacking."
+            ) from error
+
+    def row_weights(self, batch: Any, index: int) -> Tensor | None:
+        """Return how much each row of a batch counts, or None if every row does.
+
+        Raises
+        ------
+        InvalidTypeError, InvalidArgumentError
+            If `row_weights` returns anything else, or numbers that are negative, infinite or NaN.
+        """
+        if self._row_weights is None:
+            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+            return mask.ne(0) if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        weights = self._row_weights(batch)
+        if weights is None:
+            return None
+        if not isinstance(weights, Tensor):
+            raise InvalidTypeError(
+                f"`row_weights` must return a torch.Tensor or None, got {type(weights).__name__} for batch {index}."
+            )
+        if not (torch.isfinite(weights) & (weights >= 0)).all():
+            raise InvalidArgumentError(
+                f"`row_weights` must return finite numbers of at least 0, got others for batch {index}."
+            )
+        return weights
 
     @torch.no_grad()
-    def run(self, model: nn.Module, *, only_first: bool = False, batch_norm: bool = False) -> None:
+    def run(
+        self, model: nn.Module, *, batch_norm: bool = False, before: Callable[[Tensor | None], None] | None = None
+    ) -> int:
         """Run the model on every batch, in evaluation mode.
 
         Parameters
         ----------
         model : torch.nn.Module
             Its training flags are restored when this returns or raises.
-        only_first : bool
-            Stop after the first batch.
         batch_norm : bool
             Make batch normalisation use and track the statistics of the batches.
+        before : callable, optional
+            Gets the row weights of every batch before the model runs on it.
+
+        Returns
+        -------
+        int
+            The number of batches.
 
         Raises
         ------
-        InvalidArgumentError
-            If there is no batch, or the model cannot run on one.
+        InvalidTypeError, InvalidArgumentError
+            As `__iter__`, `forward` and `row_weights`.
         """
         count = 0
-        with _modes(model, batch_norm):
-            for batch in self._batches:
-                try:
-                    self._forward(model, batch)
-                except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                    raise InvalidArgumentError(
-                        f"`calibration` must hold batches that the model can run on, got batch {count}, "
-                        f"{_describe(batch)}, on which it fails: {reason}. Pass `forward` if batches need unpacking."
-                    ) from error
+        with evaluating(model, batch_norm=batch_norm):
+            for batch in self:
+                if before is not None:
+                    before(self.row_weights(batch, count))
+                self.forward(model, batch, count)
                 count += 1
-                if only_first:
-                    break
-        if count == 0:
-            raise InvalidArgumentError("`calibration` must hold at least one batch, got none.")
+        return count
 
 
 def reestimate_batch_norm(model: nn.Module, calibration: Calibration) -> int:
@@ -126,11 +197,11 @@ def batch_norm_layers(model: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def _modes(model: nn.Module, batch_norm: bool) -> Iterator[None]:
+def evaluating(model: nn.Module, *, batch_norm: bool = False) -> Iterator[None]:
     """Set evaluation mode, except for batch normalisation if asked, and restore every flag."""
     flags = {module: module.training for module in model.modules()}
-    model.eval()
     try:
+        model.eval()
         for module in flags:
             if batch_norm and isinstance(module, _BatchNorm):
                 module.training = True
@@ -149,9 +220,20 @@ def _run_batch(model: nn.Module, batch: Any) -> Any:
     return model(batch)
 
 
+def _has_no_rows(batch: Any) -> bool:
+    """Tell whether the first tensor that a batch hands to the model is empty along its first axis."""
+    value = next(iter(batch.values()), None) if isinstance(batch, Mapping) else _first(batch)
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == 0
+
+
+def _first(batch: Any) -> Any:
+    """Return the first item of a sequence, or the batch itself."""
+    return batch[0] if isinstance(batch, Sequence) and not isinstance(batch, str) and batch else batch
+
+
 def _describe(batch: Any) -> str:
     """Say what a batch is, by shape where it has one."""
-    first = batch[0] if isinstance(batch, Sequence) and batch else batch
+    first = _first(batch)
     if isinstance(first, Tensor):
         return f"of shape {tuple(first.shape)}"
     return f"a {type(first).__name__}"

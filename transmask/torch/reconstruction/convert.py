@@ -105,7 +105,8 @@ def convert_unstructured(
     transposable : bool, default True
         As in `sparsify`.
     **options
-        Passed to `reconstruct`: method, sequential, scores, constraint, solver, batch_norm, forward, progress, allow.
+        Passed to `reconstruct`: method, sequential, scores, constraint, solver, batch_norm, forward, row_weights,
+        offload, progress, allow.
 
     Returns
     -------

@@ -11,22 +11,25 @@ depends on X only through G = X X.T, of shape (D, D).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.utils.hooks import RemovableHandle
 
-from ...errors import InvalidArgumentError
+from ..layouts import holds_inputs_first
 from ..selection import WeightChoice, refuse_other_than_module, untrainable
 from .calibration import Calibration
 
-__all__ = ["SupportedLayer", "collect_grams", "execution_order", "layer_rows", "unobservable"]
+__all__ = ["Gram", "SupportedLayer", "collect_gram", "layer_input", "layer_rows", "sees_as", "unobservable"]
 
-SupportedLayer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+SupportedLayer = nn.Linear | Convolution
+"""What can be observed and refitted; also the Conv1D of transformers, which has the attributes of no class of torch."""
 
 _CHUNK_ENTRIES = 1 << 22  # 32 MB of float64 at a time
 
@@ -39,101 +42,155 @@ def unobservable(model: nn.Module) -> Callable[[WeightChoice], str]:
     def why(choice: WeightChoice) -> str:
         if isinstance(choice.module, nn.MultiheadAttention) or id(choice.module) in attended:
             return "inside MultiheadAttention, where its inputs cannot be observed"
-        if not isinstance(choice.module, SupportedLayer):
+        if not isinstance(choice.module, SupportedLayer) and not holds_inputs_first(choice.module):
             return "neither a linear layer nor a convolution"
         return untrainable(choice)
 
     return why
 
 
-def collect_grams(
-    model: nn.Module, layers: Sequence[tuple[str, SupportedLayer]], calibration: Calibration
-) -> list[Tensor]:
-    """Run the model on the calibration data and accumulate the Gram matrix of the inputs of each layer.
+class Gram:
+    """The Gram matrix of the inputs of a layer, as a sum over its calls.
 
-    Parameters
+    Attributes
     ----------
-    model : torch.nn.Module
-    layers : sequence of (str, torch.nn.Module)
-        Names, for error messages, and layers of the model.
-    calibration : Calibration
-
-    Returns
-    -------
-    list of torch.Tensor of float64, shape (groups, D, D)
-        On the device of the layer. The last of D is the input of ones, if the layer has a bias.
-
-    Raises
-    ------
-    InvalidArgumentError
-        As `Calibration.run`; also if a layer saw no input, or one that is NaN or infinite.
+    matrix : torch.Tensor of float64, shape (groups, D, D), or None
+        On the device of the inputs; None before the first call. The last of D is the input of ones, if the layer has a
+        bias.
+    rows : int
+        How many rows have been added, those of weight 0 left out.
+    seconds : float
+        What that took.
     """
-    grams: list[Tensor | None] = [None] * len(layers)
 
-    def watch(index: int, layer: SupportedLayer) -> RemovableHandle:
-        # After the forward, so that the layer itself complains about an input that does not fit.
-        def accumulate(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
-            for rows in layer_rows(layer, args[0] if args else kwargs["input"]):
-                values = rows.to(torch.float64)
-                product = values.mT @ values
-                total = grams[index]
-                grams[index] = product if total is None else total.add_(product)
+    def __init__(self, layer: SupportedLayer) -> None:
+        self._layer = layer
+        self.matrix: Tensor | None = None
+        self.rows = 0
+        self.seconds = 0.0
 
-        return layer.register_forward_hook(accumulate, with_kwargs=True)
+    @torch.no_grad()
+    def add(self, value: Tensor, row_weights: Tensor | None = None) -> None:
+        """Add the inputs of one call.
 
-    with _removing(watch(index, layer) for index, (_, layer) in enumerate(layers)):
-        calibration.run(model)
-    for (name, _), gram in zip(layers, grams, strict=True):
-        if gram is None:
-            raise InvalidArgumentError(
-                f"`calibration` must reach every layer, got no input for {name}. Leave it out with `layers`."
-            )
-        if not torch.isfinite(gram).all():
-            raise InvalidArgumentError(
-                f"`calibration` must give finite activations, got NaN or infinite inputs of {name}."
-            )
-    return [gram for gram in grams if gram is not None]
+        Parameters
+        ----------
+        value : torch.Tensor
+            What the layer is called with.
+        row_weights : torch.Tensor, optional
+            How much each row counts. Without effect on a convolution, and unless it has as many entries, along axes
+            like those of `value`, as a linear layer is called with rows.
+        """
+        begin = _clock(value)
+        weights = _weights_of(self._layer, value, row_weights)
+        if weights is not None:
+            value = value.reshape(-1, value.shape[-1])[weights > 0]
+            roots = weights[weights > 0].to(torch.float64).sqrt()[:, None]
+        start = 0
+        for rows in layer_rows(self._layer, value):
+            values = rows.to(torch.float64)
+            if weights is not None:
+                values = values * roots[start : start + values.shape[1]]
+            start += values.shape[1]
+            product = values.mT @ values
+            self.matrix = product if self.matrix is None else self.matrix.add_(product)
+        self.rows += start
+        self.seconds += _clock(value) - begin
 
 
-def execution_order(
-    model: nn.Module, layers: Sequence[SupportedLayer], calibration: Calibration
-) -> list[SupportedLayer]:
-    """Sort layers by their first call on the first batch; those that are not called come last.
+def _clock(value: Tensor) -> float:
+    """Return the time in seconds at which everything that was asked of the device of a tensor is done."""
+    if value.device.type != "cpu":
+        torch.accelerator.synchronize(value.device)
+    return perf_counter()
+
+
+def _weights_of(layer: SupportedLayer, value: Tensor, row_weights: Tensor | None) -> Tensor | None:
+    """Return the weight of each row of a linear layer, (rows,), on its device; None if each counts once."""
+    if row_weights is None or isinstance(layer, Convolution):
+        return None
+    rows = value.shape[:-1]
+    if rows != row_weights.shape and (len(rows) != 1 or rows[0] != row_weights.numel()):
+        return None
+    weights = row_weights.reshape(-1).to(value.device)
+    return None if (weights == 1).all() else weights
+
+
+def sees_as(layer: SupportedLayer, other: SupportedLayer) -> bool:
+    """Tell whether two layers make the same rows of the same input."""
+    if (layer.bias is None) != (other.bias is None):
+        return False
+    if not isinstance(layer, Convolution) or not isinstance(other, Convolution):
+        return not isinstance(layer, Convolution) and not isinstance(other, Convolution)
+    geometry = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return all(getattr(layer, name) == getattr(other, name) for name in geometry)
+
+
+def layer_input(layer: SupportedLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the tensor that a layer is called with, or None if the layer will complain about it."""
+    value = args[0] if args else kwargs.get("x" if holds_inputs_first(layer) else "input")
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return None
+    if not isinstance(layer, Convolution):
+        if value.is_nested:  # as nn.TransformerEncoder packs sequences of which padding is left out
+            value = torch.cat([part.reshape(-1, part.shape[-1]) for part in value.unbind()])
+        inputs = layer.weight.shape[0 if holds_inputs_first(layer) else 1]
+        return value if value.shape[-1] == inputs else None
+    axes = len(layer.kernel_size)
+    fits = value.ndim in (axes + 1, axes + 2) and value.shape[-axes - 1] == layer.in_channels
+    return value if fits else None
+
+
+def collect_gram(
+    model: nn.Module, layer: SupportedLayer, calibration: Calibration, *, watched: Collection[nn.Module]
+) -> tuple[Gram, set[nn.Module]]:
+    """Run the model on every batch and accumulate the Gram matrix of all inputs of one layer.
 
     Parameters
     ----------
     model : torch.nn.Module
-    layers : sequence of torch.nn.Module
+    layer : torch.nn.Module
+        A layer of the model.
     calibration : Calibration
+    watched : collection of torch.nn.Module
+        Modules whose calls are counted.
 
     Returns
     -------
-    list of torch.nn.Module
+    Gram
+    set of torch.nn.Module
+        Those of `watched` that are called more than once on some batch.
 
     Raises
     ------
-    InvalidArgumentError
+    InvalidTypeError, InvalidArgumentError
         As `Calibration.run`.
     """
-    called: dict[SupportedLayer, None] = {}
+    gram = Gram(layer)
+    called: set[nn.Module] = set()
+    repeated: set[nn.Module] = set()
+    row_weights: Tensor | None = None
 
-    def watch(layer: SupportedLayer) -> RemovableHandle:
-        return layer.register_forward_pre_hook(lambda *_: called.setdefault(layer))
+    def start(weights: Tensor | None) -> None:
+        nonlocal row_weights
+        row_weights = weights
+        called.clear()
 
-    with _removing(map(watch, layers)):
-        calibration.run(model, only_first=True)
-    return [*called, *(layer for layer in layers if layer not in called)]
+    def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = layer_input(layer, args, kwargs)
+        if value is not None:
+            gram.add(value, row_weights)
 
+    def count(module: nn.Module, args: object) -> None:
+        (repeated if module in called else called).add(module)
 
-@contextmanager
-def _removing(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Keep hooks for a while."""
-    made = list(handles)
-    try:
-        yield
-    finally:
-        for handle in made:
-            handle.remove()
+    with ExitStack() as stack:
+        handles = [layer.register_forward_pre_hook(add, with_kwargs=True)]
+        handles += [module.register_forward_pre_hook(count) for module in watched]
+        for handle in handles:
+            stack.callback(handle.remove)
+        calibration.run(model, before=start)
+    return gram, repeated
 
 
 def layer_rows(layer: SupportedLayer, value: Tensor) -> Iterator[Tensor]:
@@ -150,7 +207,9 @@ def layer_rows(layer: SupportedLayer, value: Tensor) -> Iterator[Tensor]:
     torch.Tensor, shape (groups, samples, D)
         In the dtype of `value`; a last column of ones if the layer has a bias.
     """
-    if isinstance(layer, nn.Linear):
+    if not value.numel():
+        return
+    if not isinstance(layer, Convolution):
         flat = value.reshape(1, -1, value.shape[-1])
         chunks = torch.split(flat, max(1, _CHUNK_ENTRIES // max(1, flat.shape[2])), dim=1)
         yield from (_with_ones(layer, chunk) for chunk in chunks)
@@ -166,7 +225,7 @@ def _with_ones(layer: SupportedLayer, rows: Tensor) -> Tensor:
     return rows if layer.bias is None else pad(rows, (0, 1), value=1.0)
 
 
-def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, images: Tensor) -> Tensor:
+def _patches(layer: Convolution, images: Tensor) -> Tensor:
     """Unfold (B, C, ...) images into (groups, B * positions, C / groups * kernel positions) patches."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     patches = pad(images, _padding(layer), mode=mode)
@@ -181,7 +240,7 @@ def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, images: Tensor) -> Tensor
     return patches.reshape(layer.groups, -1, math.prod(patches.shape[2 + dimensions :]))
 
 
-def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[int]:
+def _padding(layer: Convolution) -> list[int]:
     """Return the padding in the order of `torch.nn.functional.pad`: last axis first, before and after."""
     both: list[int] = []
     for axis in reversed(range(len(layer.kernel_size))):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...pattern import Pattern
 from ...shown import shown
 
-__all__ = ["LayerFit", "ReconstructionReport"]
+__all__ = ["LayerFit", "ReconstructionReport", "Seconds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,12 @@ class LayerFit:
     pattern : Pattern
     error_masked : float
         Squared error of the layer's outputs on the calibration data with the mask alone, relative to the squared
-        outputs.
+        outputs; 0 if there are none.
     error_fitted : float
         The same with the kept weights refitted.
     note : str
-        Anything else to know, such as a singular Gram matrix; otherwise empty.
+        Anything else to know, such as a singular Gram matrix, or that no calibration row reaches the layer, so that it
+        has its mask alone; otherwise empty.
     """
 
     name: str
@@ -33,6 +34,25 @@ class LayerFit:
     error_masked: float
     error_fitted: float
     note: str
+
+
+@dataclass(slots=True)
+class Seconds:
+    """Where the time went, in seconds.
+
+    Attributes
+    ----------
+    forward : float
+        Running the model.
+    gram : float
+        Gram matrices.
+    solving : float
+        Masks and refitting.
+    """
+
+    forward: float = 0.0
+    gram: float = 0.0
+    solving: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +67,14 @@ class ReconstructionReport:
         Name and reason of every parameter that was skipped.
     batch_norm_layers : int
         How many batch-norm layers were re-estimated.
+    seconds : Seconds
+        Where the time went, batch normalisation left out.
     """
 
     fits: tuple[LayerFit, ...]
     left: tuple[tuple[str, str], ...]
     batch_norm_layers: int
+    seconds: Seconds = field(default_factory=Seconds, compare=False)
 
     def __str__(self) -> str:
         left = [(shown(name), why) for name, why in self.left]

@@ -41,8 +41,8 @@ def sparsify(
     Parameters
     ----------
     model : torch.nn.Module
-        Modified in place. Masks go on linear layers, on convolutions (the matrix at each kernel position) and on the
-        packed projections of MultiheadAttention.
+        Modified in place. Masks go on linear layers (the Conv1D of transformers is one), on convolutions (the matrix at
+        each kernel position) and on the packed projections of MultiheadAttention.
     pattern : Pattern, str or tuple of two int
         Such as "2:4": N entries kept of every M.
     transposable : bool, default True

@@ -1,0 +1,151 @@
+"""The weights that a reconstruction treats: which they are, and how they become what they were if it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import InvalidArgumentError
+from ...pattern import PatternLike
+from ...solvers import Solver
+from ..layouts import Allowed, Layout, holds_inputs_first
+from ..mask_rule import MaskRule
+from ..selection import LayerFilter, WeightChoice, select_weights
+from .gram import SupportedLayer, unobservable
+
+__all__ = ["LayerJob", "Saved", "choose_layers", "jobs_of", "unchanged_on_error"]
+
+Choices = list[tuple[WeightChoice, MaskRule]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerJob:
+    """One weight to prune and refit."""
+
+    name: str
+    layer: SupportedLayer
+    layout: Layout
+    rule: MaskRule
+
+    def weight(self) -> Tensor:
+        """Return the weight with the outputs first, (K, C / groups, ...)."""
+        return self._turned(self.layer.weight.detach())
+
+    def find_mask(self, scores: Tensor) -> Tensor:
+        """Return the best mask for scores of the shape of `weight`, on their device."""
+        mask, _ = self.rule.find(self._turned(scores), self.layout, name=self.name)
+        return self._turned(mask).to(scores.device)
+
+    def tensors(self) -> list[Tensor]:
+        """List what is refitted: the weight, and the bias if there is one."""
+        return [tensor for tensor in (self.layer.weight, self.layer.bias) if tensor is not None]
+
+    @torch.no_grad()
+    def put(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Give the layer a new weight, outputs first, and a new bias, if it has one."""
+        self.layer.weight.copy_(self._turned(weight))
+        if bias is not None and self.layer.bias is not None:
+            self.layer.bias.copy_(bias)
+        torch.clear_autocast_cache()  # which holds copies of weights in lower precision
+
+    def _turned(self, weight: Tensor) -> Tensor:
+        return weight.mT if holds_inputs_first(self.layer) else weight
+
+
+def choose_layers(
+    model: nn.Module,
+    pattern: PatternLike | Mapping[str, PatternLike],
+    options: tuple[bool, str, str | Solver],
+    layers: LayerFilter,
+    skip_ends: bool,
+    allow: Collection[Allowed],
+) -> Choices:
+    """Pair every parameter with the rule for its mask, in the order of the model.
+
+    Parameters
+    ----------
+    model, pattern, layers, skip_ends, allow
+        As in `reconstruct`.
+    options : tuple
+        Its `transposable`, `constraint` and `solver`.
+
+    Returns
+    -------
+    list of (WeightChoice, MaskRule)
+
+    Raises
+    ------
+    InvalidTypeError, InvalidArgumentError, UnsupportedPatternError
+        If an argument cannot be used, or no layer can take the pattern.
+    """
+    if not isinstance(pattern, Mapping):
+        rule = MaskRule.of(pattern, *options)
+        report = select_weights(
+            model,
+            rule.pattern,
+            transposable=rule.transposable,
+            layers=layers,
+            skip_ends=skip_ends,
+            allow=allow,
+            refuse=unobservable(model),
+        )
+        return [(choice, rule) for choice in report]
+    if layers is not None or skip_ends:
+        raise InvalidArgumentError("`layers` and `skip_ends` must be left out where `pattern` names the weights.")
+    if not pattern:
+        raise InvalidArgumentError("`pattern` must name at least one weight, got an empty mapping.")
+    rules = {name: MaskRule.of(value, *options) for name, value in pattern.items()}
+    chosen: dict[str, tuple[WeightChoice, MaskRule]] = {}
+    for name, rule in rules.items():
+        report = select_weights(
+            model,
+            rule.pattern,
+            transposable=rule.transposable,
+            layers=[name],
+            allow=allow,
+            refuse=unobservable(model),
+        )
+        for choice in report:
+            if choice.taken or choice.name not in chosen:
+                chosen[choice.name] = choice, rule
+    return list(chosen.values())
+
+
+def jobs_of(choices: Choices) -> list[LayerJob]:
+    """Return a job for every parameter that is taken."""
+    return [
+        LayerJob(choice.name, cast(SupportedLayer, choice.module), choice.layout, rule)
+        for choice, rule in choices
+        if choice.taken and choice.layout is not None
+    ]
+
+
+class Saved:
+    """Copies of tensors, to be put back."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._copies = {tensor: tensor.detach().clone() for tensor in tensors}
+
+    @torch.no_grad()
+    def restore(self, tensors: Iterable[Tensor]) -> None:
+        """Put some of them back."""
+        for tensor in tensors:
+            tensor.copy_(self._copies[tensor])
+        torch.clear_autocast_cache()  # which holds copies of weights in lower precision
+
+
+@contextmanager
+def unchanged_on_error(jobs: Sequence[LayerJob], others: Iterable[Tensor]) -> Iterator[Saved]:
+    """Restore the weights and biases of layers, and other tensors, if anything is raised."""
+    tensors = [tensor for job in jobs for tensor in job.tensors()] + list(others)
+    saved = Saved(tensors)
+    try:
+        yield saved
+    except BaseException:
+        saved.restore(tensors)
+        raise
