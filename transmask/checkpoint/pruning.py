@@ -308,8 +308,8 @@ class _Run:
         return self.scalings[tensor.name].effective(entries, start, tensor.shape, scales)
 
 
-def _is_small(item: tuple[TensorInfo, int, Array]) -> bool:
-    return item[2].size < SMALL
+def _is_small(item: _Unsolved) -> bool:
+    return item.entries.size < SMALL
 
 
 def _keep(weights: Array, mask: NDArray[np.bool_]) -> None:
