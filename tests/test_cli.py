@@ -297,7 +297,7 @@ def fails(capsys, folder, arguments, monkeypatch):
         ([*PRUNE, "--thread", "1"], "No such option"),
         ([*PRUNE, "--no-apply"], "`--masks` must be given with --no-apply."),
         (["prune", "m.safetensors", "-p", "2:4"], "`--output` must be given. To write the masks alone, use --masks"),
-        (["prune", "m.safetensors", "-o", "new.safetensors"], "Missing option '--pattern'"),
+        (["prune", "m.safetensors", "-o", "new.safetensors"], "`--pattern` must be given, or --recipe."),
         (["prune", "-p", "2:4"], "Missing argument 'MODEL'"),
         (["precompile", "4:2"], "did you mean '2:4'?"),
         (["precompile", "2:4", "--dtype", "float33"], "`dtypes` must hold dtypes of weights, got 'float33'."),

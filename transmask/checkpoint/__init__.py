@@ -11,6 +11,7 @@ from .formats import FORMATS
 from .masks_file import Masks, masks_in, read_masks, write_masks
 from .planning import PrunePlan, plan_pruning
 from .pruning import PrunedTensor, prune_checkpoint
+from .recipe import Recipe
 from .sampling import sample_blocks
 from .selection import Selection, matching_names, select_tensors
 from .writing import atomic_file
@@ -24,6 +25,7 @@ __all__ = [
     "PrunePlan",
     "PruneRecord",
     "PrunedTensor",
+    "Recipe",
     "Selection",
     "TensorInfo",
     "atomic_file",

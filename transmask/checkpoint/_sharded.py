@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..blocks import Array
 from ..errors import CheckpointError, InvalidArgumentError
-from ..pattern import Constraint, Pattern
+from ..pattern import Constraint
 from ._base import Checkpoint, Replace, TensorInfo
 from ._record import PruneRecord, parse_object
 from ._safetensors import SafetensorsCheckpoint
@@ -97,7 +97,7 @@ class ShardedCheckpoint(Checkpoint):
     def _merged_record(self) -> PruneRecord | None:
         """Join what the shards note; they must have been pruned alike."""
         records = [shard.record for shard in self._shards if shard.record is not None]
-        kinds: set[tuple[Pattern, Constraint, str]] = {(r.pattern, r.constraint, r.solver) for r in records}
+        kinds: set[tuple[Constraint, str]] = {(r.constraint, r.solver) for r in records}
         if not kinds:
             return None
         if len(kinds) > 1 or len(records) < len(self._shards):
@@ -106,7 +106,8 @@ class ShardedCheckpoint(Checkpoint):
                 "but their transmask records differ. Prune the original again."
             )
         axes = {name: pair for record in records for name, pair in record.axes.items()}
-        return PruneRecord(*kinds.pop(), axes)
+        patterns = {name: pattern for record in records for name, pattern in record.patterns.items()}
+        return PruneRecord.of(patterns, *kinds.pop(), axes) if axes else records[0]
 
     def read(self, tensor: TensorInfo) -> Array:
         """Read one tensor; see `Checkpoint.read`."""
@@ -119,10 +120,7 @@ class ShardedCheckpoint(Checkpoint):
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write shards and index into the folder `target`; see `Checkpoint.rewrite`."""
         for shard in self._shards:
-            part = None
-            if record is not None:
-                here = {t.name: record.axes[t.name] for t in shard.tensors if t.name in record.axes}
-                part = PruneRecord(record.pattern, record.constraint, record.solver, here)
+            part = None if record is None else record.restricted_to(tensor.name for tensor in shard.tensors)
             shard.rewrite(target / shard.path.name, replace, part)
         (target / self.path.name).write_bytes(self.path.read_bytes())
 

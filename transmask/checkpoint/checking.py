@@ -15,7 +15,8 @@ from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ._base import Checkpoint, TensorInfo
 from ._open import PathLike, open_checkpoint
 from .masks_file import Masks, masks_in
-from .selection import matching_names, select_tensors
+from .recipe import Recipe, select_by_recipe
+from .selection import matching_names
 
 __all__ = ["CheckPlan", "CheckedTensor", "check_checkpoint", "plan_check"]
 
@@ -31,6 +32,8 @@ class CheckedTensor:
     ----------
     name : str
     shape : tuple of int
+    pattern : Pattern
+        What it has to hold.
     axes : tuple of two int
         The axes that form its matrix.
     report : MaskReport
@@ -39,6 +42,7 @@ class CheckedTensor:
 
     name: str
     shape: tuple[int, ...]
+    pattern: Pattern
     axes: tuple[int, int]
     report: MaskReport
 
@@ -52,7 +56,8 @@ class CheckPlan:
     checkpoint : Checkpoint
     masks : Masks or None
         The masks, if it is a masks file.
-    pattern : Pattern
+    patterns : dict of str to Pattern
+        What each tensor has to hold.
     constraint : {"exactly", "at_most"}
     tensors : dict of str to TensorInfo
         What to read for each tensor; of a masks file, the packed bytes.
@@ -62,7 +67,7 @@ class CheckPlan:
 
     checkpoint: Checkpoint
     masks: Masks | None
-    pattern: Pattern
+    patterns: dict[str, Pattern]
     constraint: Constraint
     tensors: dict[str, TensorInfo]
     axes: dict[str, tuple[int, int]]
@@ -74,8 +79,8 @@ class CheckPlan:
     def check(self, name: str) -> CheckedTensor:
         """Read one tensor and check it."""
         mask = self._nonzero(self.tensors[name]) if self.masks is None else self.masks[name]
-        report = check_mask(mask, self.pattern, constraint=self.constraint, axes=self.axes[name])
-        return CheckedTensor(name, mask.shape, self.axes[name], report)
+        report = check_mask(mask, self.patterns[name], constraint=self.constraint, axes=self.axes[name])
+        return CheckedTensor(name, mask.shape, self.patterns[name], self.axes[name], report)
 
     def _nonzero(self, tensor: TensorInfo) -> NDArray[np.bool_]:
         """Tell which entries of a tensor are not zero, without holding all of them."""
@@ -90,7 +95,7 @@ class CheckPlan:
 
 def plan_check(
     model: PathLike,
-    pattern: PatternLike,
+    pattern: PatternLike | Recipe | None = None,
     *,
     constraint: str = "at_most",
     include: str | None = None,
@@ -102,11 +107,26 @@ def plan_check(
     -------
     CheckPlan
     """
-    chosen, limit = Pattern.of(pattern), as_constraint(constraint)
+    recipe, limit = None if pattern is None else Recipe.of(pattern), as_constraint(constraint)
     checkpoint = open_checkpoint(model)
     masks = masks_in(checkpoint)
-    axes = _axes_to_check(checkpoint, chosen, include, exclude) if masks is None else masks.axes
+    noted = checkpoint.record if masks is None else masks
+    if recipe is None and noted is None:
+        raise InvalidArgumentError(
+            f"`pattern` must be given, because {str(checkpoint.path)!r} does not say what it was pruned to. "
+            "For example '2:4'."
+        )
+    if noted is None:
+        assert recipe is not None
+        selections, patterns = select_by_recipe(checkpoint.tensors, recipe, include=include, exclude=exclude)
+        axes = {chosen.tensor.name: chosen.axes for chosen in selections if chosen.axes is not None}
+    else:
+        axes = noted.axes if masks is not None else _noted_axes(checkpoint)
+        patterns = noted.patterns
     names = matching_names(axes, include=include, exclude=exclude)
+    if noted is not None and recipe is not None and names:
+        patterns = recipe.assign(names)
+        names = list(patterns)
     if not names:
         raise InvalidArgumentError(
             f"`model` must hold a tensor to check, got none in {str(checkpoint.path)!r}. "
@@ -114,13 +134,18 @@ def plan_check(
         )
     known = {tensor.name: tensor for tensor in checkpoint.tensors}
     return CheckPlan(
-        checkpoint, masks, chosen, limit, {name: known[name] for name in names}, {name: axes[name] for name in names}
+        checkpoint,
+        masks,
+        {name: patterns[name] for name in names},
+        limit,
+        {name: known[name] for name in names},
+        {name: axes[name] for name in names},
     )
 
 
 def check_checkpoint(
     model: PathLike,
-    pattern: PatternLike,
+    pattern: PatternLike | Recipe | None = None,
     *,
     constraint: str = "at_most",
     include: str | None = None,
@@ -134,8 +159,8 @@ def check_checkpoint(
     ----------
     model : str or path-like
         What `open_checkpoint` takes, or a masks file.
-    pattern : Pattern, str or tuple of two int
-        N entries kept of every M; need not be the pattern that the file names.
+    pattern : Pattern, str, tuple of two int or Recipe, optional
+        N entries kept of every M, of all tensors or of each; need not be what the file names. Default: what it names.
     constraint : {"exactly", "at_most"}, default "at_most"
         "at_most" is what sparse hardware asks for. In a checkpoint a weight that was kept but is zero counts as pruned,
         so that "exactly" can fail for a file that was pruned "exactly"; the masks file has no such doubt.
@@ -168,13 +193,9 @@ def check_checkpoint(
     return (plan.check(name) for name in plan.axes)
 
 
-def _axes_to_check(
-    checkpoint: Checkpoint, pattern: Pattern, include: str | None, exclude: str | None
-) -> dict[str, tuple[int, int]]:
-    """Return the tensors meant to hold a pattern, with the axes that form their matrix."""
-    if checkpoint.record is None:
-        selections = select_tensors(checkpoint.tensors, pattern, include=include, exclude=exclude)
-        return {chosen.tensor.name: chosen.axes for chosen in selections if chosen.axes is not None}
+def _noted_axes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    """Return the tensors that a checkpoint with a record says were pruned, with the axes that form their matrix."""
+    assert checkpoint.record is not None
     known = {tensor.name: tensor for tensor in checkpoint.tensors}
     for name, axes in checkpoint.record.axes.items():
         if name not in known or not known[name].is_floating or max(axes) >= len(known[name].shape):

@@ -13,7 +13,8 @@ from ._open import PathLike, as_path, open_checkpoint
 from ._record import PruneRecord
 from ._staging import Staging, creating
 from .masks_file import as_masks_path, check_mask_names
-from .selection import Selection, select_tensors
+from .recipe import Recipe, select_by_recipe
+from .selection import Selection
 
 __all__ = ["PrunePlan", "plan_pruning"]
 
@@ -25,18 +26,29 @@ class PrunePlan:
     Attributes
     ----------
     checkpoint : Checkpoint
-    pattern : Pattern
+    patterns : dict of str to Pattern
+        Of the tensors to prune, by name.
     constraint : {"exactly", "at_most"}
-    solver : Solver
+    solvers : dict of Pattern to Solver
     selections : tuple of Selection
         One for each tensor of the checkpoint, in its order.
     """
 
     checkpoint: Checkpoint
-    pattern: Pattern
+    patterns: dict[str, Pattern]
     constraint: Constraint
-    solver: Solver
+    solvers: dict[Pattern, Solver]
     selections: tuple[Selection, ...]
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pattern; of several, that of the first tensor to prune."""
+        return next(iter(self.patterns.values()))
+
+    @property
+    def solver(self) -> Solver:
+        """The solver; of several, that of the first tensor to prune."""
+        return self.solvers[self.pattern]
 
     @property
     def axes(self) -> dict[str, tuple[int, int]]:
@@ -51,7 +63,9 @@ class PrunePlan:
     @property
     def record(self) -> PruneRecord:
         """What is noted about the tensors to prune."""
-        return PruneRecord(self.pattern, self.constraint, self.solver.info.name, self.axes)
+        names = {self.solvers[pattern].info.name for pattern in self.patterns.values()}
+        solver = self.solver.info.name if len(names) == 1 else ""
+        return PruneRecord.of(self.patterns, self.constraint, solver, self.axes)
 
     def check_outputs(self, output: PathLike | None, *, masks: PathLike | None = None, apply: bool = True) -> None:
         """Raise what `prune_checkpoint` would raise about these outputs, but write nothing.
@@ -69,7 +83,7 @@ class PrunePlan:
         ------
         InvalidTypeError, InvalidArgumentError
             If an output cannot be there, or the masks' file cannot hold a tensor's name. Or if a tensor that is left
-            alone was pruned before with another pattern or constraint.
+            alone was pruned before with another constraint.
         CheckpointError
             If the system refuses to say what is there.
 
@@ -112,7 +126,7 @@ def _check_beside(packed: Path, final: Path) -> None:
 
 def plan_pruning(
     model: PathLike,
-    pattern: PatternLike,
+    pattern: PatternLike | Recipe,
     *,
     constraint: str = "exactly",
     solver: str | Solver = "auto",
@@ -125,8 +139,8 @@ def plan_pruning(
     ----------
     model : str or path-like
         What `open_checkpoint` takes.
-    pattern : Pattern, str or tuple of two int
-        N entries kept of every M.
+    pattern : Pattern, str, tuple of two int or Recipe
+        N entries kept of every M, of all tensors or of each.
     constraint : {"exactly", "at_most"}, default "exactly"
     solver : str or Solver, default "auto"
     include, exclude : str, optional
@@ -140,16 +154,18 @@ def plan_pruning(
     Raises
     ------
     InvalidTypeError, InvalidArgumentError, UnsupportedPatternError
-        If an argument cannot be used, or no tensor can be pruned.
+        If an argument cannot be used, no tensor can be pruned, a rule of the recipe matches none of them, or two rules
+        match one.
     CheckpointError, OSError
         If the checkpoint cannot be read.
     """
-    chosen, limit = Pattern.of(pattern), as_constraint(constraint)
-    worker = as_solver(solver, chosen, limit)
-    worker.check(chosen, limit)
+    recipe, limit = Recipe.of(pattern), as_constraint(constraint)
+    solvers = {chosen: as_solver(solver, chosen, limit) for chosen in recipe.patterns}
+    for chosen, worker in solvers.items():
+        worker.check(chosen, limit)
     checkpoint = open_checkpoint(model)
-    selections = select_tensors(checkpoint.tensors, chosen, include=include, exclude=exclude)
-    plan = PrunePlan(checkpoint, chosen, limit, worker, selections)
+    selections, patterns = select_by_recipe(checkpoint.tensors, recipe, include=include, exclude=exclude)
+    plan = PrunePlan(checkpoint, patterns, limit, solvers, selections)
     if not plan.axes:
         reasons = "; ".join(dict.fromkeys(f"{skip.tensor.name}: {skip.reason}" for skip in selections[:3]))
         more = f"; {len(selections) - 3} more" if len(selections) > 3 else ""
