@@ -19,7 +19,7 @@ from ._safetensors import SafetensorsCheckpoint
 from ._staging import creating
 from .formats import FORMATS
 
-__all__ = ["ShardedCheckpoint"]
+__all__ = ["ShardedCheckpoint", "check_output_folder"]
 
 
 class ShardedCheckpoint(Checkpoint):
@@ -126,15 +126,19 @@ class ShardedCheckpoint(Checkpoint):
 
     def check_output(self, output: Path) -> None:
         """Raise InvalidArgumentError if `output` is not a folder that is new or empty."""
-        if output.name.endswith((*FORMATS, ".json")):
-            raise InvalidArgumentError(
-                f"`output` must be a folder for a sharded checkpoint, got {str(output)!r}. "
-                "The shards and the index are written into it."
-            )
-        with creating(output, "output"):
-            is_new = not output.exists() or (output.is_dir() and not any(output.iterdir()))
-        if not is_new:
-            raise InvalidArgumentError(
-                f"`output` must be a new or empty folder for a sharded checkpoint, got {str(output)!r}. "
-                "A folder can only appear as a whole, not be replaced."
-            )
+        check_output_folder(output, "a sharded checkpoint")
+
+
+def check_output_folder(output: Path, what: str) -> None:
+    """Raise InvalidArgumentError if `output` is not a folder that is new or empty; `what` is written into it."""
+    if output.name.endswith((*FORMATS, ".json")):
+        raise InvalidArgumentError(
+            f"`output` must be a folder for {what}, got {str(output)!r}. All its files are written into it."
+        )
+    with creating(output, "output"):
+        is_new = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not is_new:
+        raise InvalidArgumentError(
+            f"`output` must be a new or empty folder for {what}, got {str(output)!r}. "
+            "A folder can only appear as a whole, not be replaced."
+        )

@@ -52,13 +52,18 @@ SKIPPED = (
 
 def prune(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help=f"A {listed_suffixes()} file, or the index.json of shards.")
+        Path,
+        typer.Argument(
+            metavar="MODEL", help=f"A {listed_suffixes()} file, the index.json of shards, or a model folder."
+        ),
     ],
     pattern: PatternsOption = None,
     recipe: RecipeOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="The new checkpoint; for shards, a new folder."),
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="The new checkpoint; for shards and model folders, a new folder."
+        ),
     ] = None,
     masks: Annotated[
         Path | None, typer.Option("--masks", metavar="FILE", help="Write the masks too, packed, as .safetensors.")
@@ -81,7 +86,8 @@ def prune(
     Every floating-point tensor with at least two axes is pruned if its matrix has at least M rows and M columns, except
     embeddings, codebooks, norms, biases, quantisation scales, and states or tokens that are themselves parameters:
     these are recognised by name and skipped. The matrix of a convolution is its first two axes, that of stacked experts
-    the last two. The outputs appear complete or not at all; existing files are replaced.
+    the last two. The outputs appear complete or not at all; existing files are replaced. Of a model folder all other
+    files are copied.
     """
     from ..checkpoint import plan_pruning, prune_checkpoint
 
