@@ -6,6 +6,7 @@
 from ._base import Checkpoint, TensorInfo
 from ._open import open_checkpoint
 from ._record import PruneRecord
+from .applying import AppliedTensor, ApplyPlan, apply_masks, plan_applying
 from .checking import CheckedTensor, CheckPlan, check_checkpoint, plan_check
 from .formats import FORMATS
 from .masks_file import Masks, masks_in, read_masks, write_masks
@@ -18,6 +19,8 @@ from .writing import atomic_file
 
 __all__ = [
     "FORMATS",
+    "AppliedTensor",
+    "ApplyPlan",
     "CheckPlan",
     "CheckedTensor",
     "Checkpoint",
@@ -28,11 +31,13 @@ __all__ = [
     "Recipe",
     "Selection",
     "TensorInfo",
+    "apply_masks",
     "atomic_file",
     "check_checkpoint",
     "masks_in",
     "matching_names",
     "open_checkpoint",
+    "plan_applying",
     "plan_check",
     "plan_pruning",
     "prune_checkpoint",

@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..blocks import Array
@@ -48,6 +48,8 @@ class ModelFolder(Checkpoint):
         If a file cannot be read.
     """
 
+    can_rename = True
+
     def __init__(self, path: Path) -> None:
         weights = _weights(path)
         self._weights = (ShardedCheckpoint if weights.name.endswith(INDEX_SUFFIX) else SafetensorsCheckpoint)(weights)
@@ -75,7 +77,14 @@ class ModelFolder(Checkpoint):
         RuntimeWarning
             If a file that is copied looks as if it held weights.
         """
-        self._weights.rewrite(target / self.path.name if self._weights.suffix else target, replace, record)
+        self.rewrite_renamed(target, replace, record, {})
+
+    def rewrite_renamed(
+        self, target: Path, replace: Replace, record: PruneRecord | None, names: Mapping[str, str | None]
+    ) -> None:
+        """Write the weights under other names, and copy all other files; see `Checkpoint.rewrite_renamed`."""
+        place = target / self.path.name if self._weights.suffix else target
+        self._weights.rewrite_renamed(place, replace, record, names)
         for file in self._others:
             place = target / file.relative_to(self._folder)
             place.parent.mkdir(parents=True, exist_ok=True)

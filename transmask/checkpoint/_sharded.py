@@ -7,8 +7,10 @@ reader loads it depends on the reader. Other files of the folder are not part of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..blocks import Array
 from ..errors import CheckpointError, InvalidArgumentError
@@ -38,6 +40,8 @@ class ShardedCheckpoint(Checkpoint):
     OSError
         If a file cannot be read.
     """
+
+    can_rename = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -119,10 +123,34 @@ class ShardedCheckpoint(Checkpoint):
 
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write shards and index into the folder `target`; see `Checkpoint.rewrite`."""
+        self.rewrite_renamed(target, replace, record, {})
+
+    def rewrite_renamed(
+        self, target: Path, replace: Replace, record: PruneRecord | None, names: Mapping[str, str | None]
+    ) -> None:
+        """Write shards and index under other names; see `Checkpoint.rewrite_renamed`."""
+        homes: dict[str, str] = {}
         for shard in self._shards:
-            part = None if record is None else record.restricted_to(tensor.name for tensor in shard.tensors)
-            shard.rewrite(target / shard.path.name, replace, part)
-        (target / self.path.name).write_bytes(self.path.read_bytes())
+            new = [name for tensor in shard.tensors if (name := names.get(tensor.name, tensor.name)) is not None]
+            homes |= dict.fromkeys(new, shard.path.name)
+            shard.rewrite_renamed(
+                target / shard.path.name, replace, None if record is None else record.restricted_to(new), names
+            )
+        index = self.path.read_bytes()
+        if names:
+            index = json.dumps(self._renamed_index(index, homes, names), indent=2).encode()
+        (target / self.path.name).write_bytes(index)
+
+    def _renamed_index(self, text: bytes, homes: dict[str, str], names: Mapping[str, str | None]) -> dict[str, Any]:
+        """Return the index with the names that the shards have now, and the size of what is left."""
+        index = parse_object(text, repr(str(self.path)))
+        metadata = index.get("metadata")
+        if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
+            gone = sum(
+                shard.n_bytes(t.name) for shard in self._shards for t in shard.tensors if names.get(t.name, "") is None
+            )
+            index["metadata"] = metadata | {"total_size": metadata["total_size"] - gone}
+        return index | {"weight_map": homes}
 
     def check_output(self, output: Path) -> None:
         """Raise InvalidArgumentError if `output` is not a folder that is new or empty."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from ..errors import CheckpointError, InvalidArgumentError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ._base import Checkpoint, TensorInfo
 from ._open import PathLike, open_checkpoint
+from .masked_weights import MaskedWeight, find_masked_weights, seen_as_weights
 from .masks_file import Masks, masks_in
 from .recipe import Recipe, select_by_recipe
 from .selection import matching_names
@@ -63,6 +64,8 @@ class CheckPlan:
         What to read for each tensor; of a masks file, the packed bytes.
     axes : dict of str to tuple of two int
         The axes that form the matrix of each tensor.
+    masked : dict of str to MaskedWeight
+        The weights that are stored with a mask, as in training; what is judged is the product.
     """
 
     checkpoint: Checkpoint
@@ -71,6 +74,7 @@ class CheckPlan:
     constraint: Constraint
     tensors: dict[str, TensorInfo]
     axes: dict[str, tuple[int, int]]
+    masked: dict[str, MaskedWeight] = field(default_factory=dict)
 
     def size(self, name: str) -> int:
         """Return the number of entries of a tensor."""
@@ -79,6 +83,8 @@ class CheckPlan:
     def check(self, name: str) -> CheckedTensor:
         """Read one tensor and check it."""
         mask = self._nonzero(self.tensors[name]) if self.masks is None else self.masks[name]
+        if name in self.masked:
+            mask &= self._nonzero(self.masked[name].mask)
         report = check_mask(mask, self.patterns[name], constraint=self.constraint, axes=self.axes[name])
         return CheckedTensor(name, mask.shape, self.patterns[name], self.axes[name], report)
 
@@ -111,6 +117,7 @@ def plan_check(
     checkpoint = open_checkpoint(model)
     masks = masks_in(checkpoint)
     noted = checkpoint.record if masks is None else masks
+    masked = find_masked_weights(checkpoint.tensors) if noted is None else {}
     if recipe is None and noted is None:
         raise InvalidArgumentError(
             f"`pattern` must be given, because {str(checkpoint.path)!r} does not say what it was pruned to. "
@@ -118,7 +125,8 @@ def plan_check(
         )
     if noted is None:
         assert recipe is not None
-        selections, patterns = select_by_recipe(checkpoint.tensors, recipe, include=include, exclude=exclude)
+        tensors = seen_as_weights(checkpoint.tensors, masked)
+        selections, patterns = select_by_recipe(tensors, recipe, include=include, exclude=exclude)
         axes = {chosen.tensor.name: chosen.axes for chosen in selections if chosen.axes is not None}
     else:
         axes = noted.axes if masks is not None else _noted_axes(checkpoint)
@@ -133,6 +141,7 @@ def plan_check(
             "`transmask prune --dry-run` says why each of its tensors is skipped."
         )
     known = {tensor.name: tensor for tensor in checkpoint.tensors}
+    known |= {name: weight.original for name, weight in masked.items()}
     return CheckPlan(
         checkpoint,
         masks,
@@ -140,6 +149,7 @@ def plan_check(
         limit,
         {name: known[name] for name in names},
         {name: axes[name] for name in names},
+        {name: masked[name] for name in names if name in masked},
     )
 
 
@@ -153,7 +163,8 @@ def check_checkpoint(
 ) -> Iterator[CheckedTensor]:
     """Check a checkpoint or a masks file, one tensor in memory at a time.
 
-    Checks the tensors that the file itself says were pruned; if it says nothing, those that pruning would take.
+    Checks the tensors that the file itself says were pruned; if it says nothing, those that pruning would take. Of a
+    weight that is stored with a mask, as in training, it checks the product.
 
     Parameters
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ._base import Checkpoint
 from ._open import PathLike, as_path, open_checkpoint
 from ._record import PruneRecord
 from ._staging import Staging, creating
+from .masked_weights import find_masked_weights
 from .masks_file import as_masks_path, check_mask_names
 from .recipe import Recipe, select_by_recipe
 from .selection import Selection
@@ -124,6 +126,17 @@ def _check_beside(packed: Path, final: Path) -> None:
         )
 
 
+def _refuse_masked_weights(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Refuse to mask weights that are stored with a mask already, and such masks."""
+    wanted = set(names)
+    for weight in find_masked_weights(checkpoint.tensors).values():
+        if wanted & {weight.original.name, weight.mask.name}:
+            raise InvalidArgumentError(
+                f"`model` must hold weights that no mask is on yet, got {weight.original.name!r} with "
+                f"{weight.mask.name!r}. Fold its masks in first: transmask apply {str(checkpoint.path)!r} -o OUT."
+            )
+
+
 def plan_pruning(
     model: PathLike,
     pattern: PatternLike | Recipe,
@@ -155,7 +168,7 @@ def plan_pruning(
     ------
     InvalidTypeError, InvalidArgumentError, UnsupportedPatternError
         If an argument cannot be used, no tensor can be pruned, a rule of the recipe matches none of them, or two rules
-        match one.
+        match one; or a tensor is stored with a mask already, as in training.
     CheckpointError, OSError
         If the checkpoint cannot be read.
     """
@@ -165,6 +178,7 @@ def plan_pruning(
         worker.check(chosen, limit)
     checkpoint = open_checkpoint(model)
     selections, patterns = select_by_recipe(checkpoint.tensors, recipe, include=include, exclude=exclude)
+    _refuse_masked_weights(checkpoint, patterns)
     plan = PrunePlan(checkpoint, patterns, limit, solvers, selections)
     if not plan.axes:
         reasons = "; ".join(dict.fromkeys(f"{skip.tensor.name}: {skip.reason}" for skip in selections[:3]))
