@@ -124,8 +124,14 @@ def damaged(tmp_path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f, t: f.update(version=2), "must have version 1, got 2. Use the release of transmask that wrote it"),
-        (lambda f, t: f.pop("version"), "must have version 1, got None"),
+        (
+            lambda f, t: f.update(version=3),
+            "must have version 1 or 2, got 3. Use the release of transmask that wrote it",
+        ),
+        (lambda f, t: f.pop("version"), "must have version 1 or 2, got None"),
+        (lambda f, t: f.update(version=2), "is damaged: 'patterns'"),
+        (lambda f, t: f.update(version=2, patterns={"v": "1:3"}), "is damaged: it has a pattern for a tensor without"),
+        (lambda f, t: f.update(version=2, patterns={"w": "3:1"}), "is damaged: `n` must be at most m = 1, got 3"),
         (lambda f, t: f.update(pattern="3:1"), "is damaged: `n` must be at most m = 1, got 3"),
         (lambda f, t: f.update(constraint="none"), "is damaged: `constraint` must be one of"),
         (lambda f, t: f.update(axes={"w": [0, 0]}), "is damaged: two different axes make a matrix"),

@@ -258,18 +258,18 @@ def test_a_second_run_keeps_what_the_first_noted(two):
     assert sorted(open_checkpoint(output("again")).record.axes) == ["a", "b"]
 
 
-@pytest.mark.parametrize(("pattern", "constraint"), [("1:4", "exactly"), ("2:4", "at_most")])
-def test_a_second_run_must_not_mix_patterns(two, pattern, constraint):
+@pytest.mark.parametrize("pattern", ["1:4", "2:4"])
+def test_a_second_run_must_not_mix_constraints(two, pattern):
     model, output = two
     prune_checkpoint(plan_pruning(model, "2:4", include="^a"), output("one"))
     before = files_in(output("one").parent)
-    plan = plan_pruning(output("one"), pattern, constraint=constraint, include="^b")
+    plan = plan_pruning(output("one"), pattern, constraint="at_most", include="^b")
     for function in (plan.check_outputs, partial(prune_checkpoint, plan)):
         with pytest.raises(tm.InvalidArgumentError) as caught:
             function(output("both"))
         assert str(caught.value) == (
-            f"`pattern` must be 2:4 exactly, which 'a' was pruned with before, got {pattern} "
-            f"{constraint.replace('_', ' ')}. One file holds one pattern: prune that tensor again too."
+            "`constraint` must be 'exactly', which 'a' was pruned with before, got 'at_most'. "
+            "One file holds one constraint: prune that tensor again too."
         )
         assert files_in(output("one").parent) == before
     masks = output("one").parent / "masks.safetensors"

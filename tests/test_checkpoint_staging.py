@@ -91,13 +91,22 @@ def test_a_device_is_not_replaced(model, tmp_path):
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
-def test_an_existing_file_is_replaced_and_a_link_followed(model, tmp_path):
+def test_an_existing_file_is_replaced_and_a_link_is_too_but_not_what_it_points_to(model, tmp_path):
+    (tmp_path / "blob").write_text("of a cache")
+    (tmp_path / "blob").chmod(0o640)
+    for name in ("link", "masks"):
+        (tmp_path / f"{name}.safetensors").symlink_to(tmp_path / "blob")
+    (tmp_path / "dangling.safetensors").symlink_to(tmp_path / "nowhere")
     (tmp_path / "old.safetensors").write_text("old")
-    (tmp_path / "link.safetensors").symlink_to(tmp_path / "old.safetensors")
-    prune(model, tmp_path / "link.safetensors")
-    assert (tmp_path / "link.safetensors").is_symlink()
-    prune(model, tmp_path / "new.safetensors")
-    assert (tmp_path / "old.safetensors").read_bytes() == (tmp_path / "new.safetensors").read_bytes()
+    prune(model, tmp_path / "link.safetensors", masks=tmp_path / "masks.safetensors")
+    prune(model, tmp_path / "dangling.safetensors")
+    prune(model, tmp_path / "old.safetensors")
+    assert (tmp_path / "blob").read_text() == "of a cache"
+    assert not (tmp_path / "nowhere").exists()
+    assert stat.S_IMODE((tmp_path / "link.safetensors").stat().st_mode) == 0o640
+    for name in ("link", "dangling"):
+        assert not (tmp_path / f"{name}.safetensors").is_symlink()
+        assert (tmp_path / f"{name}.safetensors").read_bytes() == (tmp_path / "old.safetensors").read_bytes()
 
 
 def test_a_new_file_has_the_usual_permissions(model, tmp_path):

@@ -233,7 +233,7 @@ def test_two_arrays_are_compared_whatever_their_names(tmp_path):
 
 def test_only_what_was_pruned_is_compared(tmp_path):
     weights = np.random.default_rng(0).standard_normal((16, 16)).astype(np.float32)
-    save_file({"fc.weight": weights, "embed_tokens.weight": weights}, tmp_path / "model.safetensors")
+    save_file({"fc.weight": weights, "embed_tokens.weight": weights + 1}, tmp_path / "model.safetensors")
     done = run(tmp_path, "prune", "model.safetensors", "-o", "pruned.safetensors", "-p", "2:4")
     assert done.returncode == 0, done.stderr
     found = as_json(tmp_path, "sad", "model.safetensors", "pruned.safetensors")

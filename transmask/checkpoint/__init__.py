@@ -6,17 +6,21 @@
 from ._base import Checkpoint, TensorInfo
 from ._open import open_checkpoint
 from ._record import PruneRecord
+from .applying import AppliedTensor, ApplyPlan, apply_masks, plan_applying
 from .checking import CheckedTensor, CheckPlan, check_checkpoint, plan_check
 from .formats import FORMATS
 from .masks_file import Masks, masks_in, read_masks, write_masks
 from .planning import PrunePlan, plan_pruning
 from .pruning import PrunedTensor, prune_checkpoint
+from .recipe import Recipe
 from .sampling import sample_blocks
 from .selection import Selection, matching_names, select_tensors
 from .writing import atomic_file
 
 __all__ = [
     "FORMATS",
+    "AppliedTensor",
+    "ApplyPlan",
     "CheckPlan",
     "CheckedTensor",
     "Checkpoint",
@@ -24,13 +28,16 @@ __all__ = [
     "PrunePlan",
     "PruneRecord",
     "PrunedTensor",
+    "Recipe",
     "Selection",
     "TensorInfo",
+    "apply_masks",
     "atomic_file",
     "check_checkpoint",
     "masks_in",
     "matching_names",
     "open_checkpoint",
+    "plan_applying",
     "plan_check",
     "plan_pruning",
     "prune_checkpoint",

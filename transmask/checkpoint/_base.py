@@ -87,6 +87,8 @@ class Checkpoint(ABC):
         What an output of this format must end with; empty if it is a folder.
     is_named_after_file : bool
         Whether the one tensor of a file bears the file's name, so that a copy under another name differs in it.
+    can_rename : bool
+        Whether `rewrite_renamed` can be called.
     """
 
     path: Path
@@ -96,6 +98,7 @@ class Checkpoint(ABC):
     metadata: Mapping[str, str] = MappingProxyType({})
     suffix: str = ""
     is_named_after_file: bool = False
+    can_rename: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -168,6 +171,28 @@ class Checkpoint(ABC):
         OSError
             If it cannot be read, or the output cannot be written.
         """
+
+    def rewrite_renamed(
+        self, target: Path, replace: Replace, record: PruneRecord | None, names: Mapping[str, str | None]
+    ) -> None:
+        """Write the checkpoint again as `rewrite` does, some tensors under other names; formats that can override this.
+
+        Parameters
+        ----------
+        target : Path
+        replace : callable
+            Called with the tensors as they are here, but for those that are left out.
+        record : PruneRecord or None
+            By the new names.
+        names : mapping of str to str or None
+            The new names of tensors that do not keep theirs; None leaves the tensor out.
+
+        Raises
+        ------
+        CheckpointError, OSError
+            As `rewrite`.
+        """
+        raise NotImplementedError
 
     def check_output(self, output: Path) -> None:
         """Raise InvalidArgumentError if this format cannot be written to `output`."""

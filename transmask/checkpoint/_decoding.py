@@ -77,6 +77,7 @@ def guard_methods(kind: type[Any]) -> None:
         ("read", _guarded_read),
         ("stretches", _guarded_stretches),
         ("rewrite", _guarded_rewrite),
+        ("rewrite_renamed", _guarded_rewrite),
     ):
         if name in methods:
             setattr(kind, name, guard(methods[name]))
@@ -111,14 +112,14 @@ def _guarded_stretches(stretches: Method) -> Callable[..., Any]:
 
 def _guarded_rewrite(rewrite: Method) -> Callable[..., None]:
     @wraps(rewrite)
-    def guarded(self: Any, target: Path, replace: Callable[..., Any], record: Any) -> None:
+    def guarded(self: Any, target: Path, replace: Callable[..., Any], *more: Any) -> None:
         with decoding(self.path, self.suffix, "copying it") as outside:
 
             def replacing(tensor: Any) -> Iterator[Any] | None:
                 stretches = outside(replace)(tensor)
                 return None if stretches is None else _outside_each(stretches, outside)
 
-            rewrite(self, target, replacing, record)
+            rewrite(self, target, replacing, *more)
 
     return guarded
 

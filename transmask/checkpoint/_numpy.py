@@ -7,7 +7,7 @@ nothing in the file says what was pruned.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Literal, TypeAlias
 
@@ -89,6 +89,7 @@ class NpzCheckpoint(Checkpoint):
     """
 
     suffix = ".npz"
+    can_rename = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -124,12 +125,21 @@ class NpzCheckpoint(Checkpoint):
 
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write the file again; see `Checkpoint.rewrite`."""
+        self.rewrite_renamed(target, replace, record, {})
+
+    def rewrite_renamed(
+        self, target: Path, replace: Replace, record: PruneRecord | None, names: Mapping[str, str | None]
+    ) -> None:
+        """Write the file again under other names; see `Checkpoint.rewrite_renamed`."""
         with zipfile.ZipFile(target, "w") as out:
             out.comment = self._archive.comment
             for tensor in self.tensors:
+                name = names.get(tensor.name, tensor.name)
+                if name is None:
+                    continue
                 stretches = replace(tensor)
                 old = self._members[tensor.name]
-                new = zipfile.ZipInfo(old.filename, old.date_time)
+                new = zipfile.ZipInfo(old.filename if name == tensor.name else f"{name}.npy", old.date_time)
                 new.compress_type, new.external_attr = old.compress_type, old.external_attr
                 with out.open(new, "w", force_zip64=True) as member, self._archive.open(old.filename) as source:
                     if stretches is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import CheckpointError, InvalidTypeError
 from ._base import Checkpoint
 from ._decoding import decoding
+from ._folder import ModelFolder
 from ._sharded import ShardedCheckpoint
 from .formats import FORMATS, INDEX_SUFFIX, listed_suffixes
 
@@ -25,7 +26,7 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     ----------
     path : str or path-like
         A file with one of the suffixes in `FORMATS`, the ``*.safetensors.index.json`` of a sharded checkpoint, or a
-        folder that holds exactly one such index.
+        model folder that holds one ``.safetensors`` checkpoint, in one file or in shards.
 
     Returns
     -------
@@ -51,7 +52,7 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     """
     file = as_path(path, "path")
     if file.is_dir():
-        return ShardedCheckpoint(_only_index(file))
+        return ModelFolder(file)
     suffix = next((suffix for suffix in sorted(FORMATS, key=len, reverse=True) if file.name.endswith(suffix)), "")
     with open(file, "rb") as stream:
         head = stream.read(16)
@@ -76,18 +77,6 @@ def as_path(path: PathLike, argument: str) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise InvalidTypeError(f"`{argument}` must be a path, got {path!r} of type {type(path).__name__}.")
     return Path(path)
-
-
-def _only_index(folder: Path) -> Path:
-    """Find the index in a folder."""
-    found = sorted(folder.glob("*.index.json"))
-    if len(found) != 1:
-        files = sorted(file.name for file in folder.glob("*.safetensors"))
-        hint = f"Name the file, such as {str(folder / files[0])!r}." if files and not found else "Name the index."
-        raise CheckpointError(
-            f"the folder {str(folder)!r} must hold one *.safetensors.index.json, got {len(found)}. {hint}"
-        )
-    return found[0]
 
 
 def _is_pickle(file: Path, head: bytes) -> bool:

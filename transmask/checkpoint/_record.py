@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CheckpointError, InvalidArgumentError, TransmaskError
@@ -13,6 +14,8 @@ from ..pattern import Constraint, Pattern, as_constraint
 __all__ = ["RECORD_VERSION", "PruneRecord"]
 
 RECORD_VERSION = 1
+SEVERAL_PATTERNS_VERSION = 2
+"""Written only where tensors hold different patterns, which releases that know version 1 alone would judge wrongly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +25,42 @@ class PruneRecord:
     Attributes
     ----------
     pattern : Pattern
+        Of every tensor that `others` does not name.
     constraint : {"exactly", "at_most"}
     solver : str
         Name of the solver that made the masks; empty if not known, or if there were several.
     axes : dict of str to tuple of two int
         For each tensor that was pruned, the axes that form its matrix.
+    others : dict of str to Pattern
+        The tensors that hold another pattern.
     """
 
     pattern: Pattern
     constraint: Constraint
     solver: str
     axes: dict[str, tuple[int, int]]
+    others: dict[str, Pattern] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, patterns: Mapping[str, Pattern], constraint: Constraint, solver: str, axes: dict[str, tuple[int, int]]
+    ) -> PruneRecord:
+        """Make a record of at least one tensor from the pattern of each."""
+        pattern = patterns[next(iter(axes))]
+        return cls(
+            pattern, constraint, solver, axes, {name: patterns[name] for name in axes if patterns[name] != pattern}
+        )
+
+    @property
+    def patterns(self) -> dict[str, Pattern]:
+        """The pattern of each tensor that was pruned."""
+        return dict.fromkeys(self.axes, self.pattern) | self.others
+
+    def restricted_to(self, names: Iterable[str]) -> PruneRecord:
+        """Return what it says about some of the tensors; names that it does not have are ignored."""
+        axes = {name: self.axes[name] for name in names if name in self.axes}
+        others = {name: self.others[name] for name in axes if name in self.others}
+        return PruneRecord(self.pattern, self.constraint, self.solver, axes, others)
 
     def joined_to(self, old: PruneRecord | None) -> PruneRecord:
         """Add what an earlier run noted about the tensors that this one leaves alone.
@@ -40,30 +68,30 @@ class PruneRecord:
         Raises
         ------
         InvalidArgumentError
-            If they were pruned with another pattern or constraint.
+            If they were pruned with another constraint.
         """
         left = {} if old is None else {name: axes for name, axes in old.axes.items() if name not in self.axes}
         if old is None or not left:
             return self
-        if (old.pattern, old.constraint) != (self.pattern, self.constraint):
-            before, now = (f"{record.pattern} {record.constraint.replace('_', ' ')}" for record in (old, self))
+        if old.constraint != self.constraint:
             raise InvalidArgumentError(
-                f"`pattern` must be {before}, which {next(iter(left))!r} was pruned with before, got {now}. "
-                "One file holds one pattern: prune that tensor again too."
+                f"`constraint` must be {old.constraint!r}, which {next(iter(left))!r} was pruned with before, got "
+                f"{self.constraint!r}. One file holds one constraint: prune that tensor again too."
             )
         solver = self.solver if self.solver == old.solver else ""
-        return PruneRecord(self.pattern, self.constraint, solver, left | self.axes)
+        return PruneRecord.of(old.patterns | self.patterns, self.constraint, solver, left | self.axes)
 
     def to_json(self, **more: object) -> str:
         """Write the record, and `more` fields, as one JSON object."""
+        several = {"patterns": {name: str(pattern) for name, pattern in self.others.items()}} if self.others else {}
         fields = {
-            "version": RECORD_VERSION,
+            "version": SEVERAL_PATTERNS_VERSION if self.others else RECORD_VERSION,
             "pattern": str(self.pattern),
             "constraint": self.constraint,
             "solver": self.solver,
             "axes": {name: list(axes) for name, axes in self.axes.items()},
         }
-        return json.dumps(fields | more, ensure_ascii=False)
+        return json.dumps(fields | several | more, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> PruneRecord:
@@ -76,17 +104,24 @@ class PruneRecord:
         """
         fields = parse_object(text, where)
         version = fields.get("version")
-        if version != RECORD_VERSION:
+        if version not in (RECORD_VERSION, SEVERAL_PATTERNS_VERSION) or isinstance(version, bool):
             raise CheckpointError(
-                f"the transmask record in {where} must have version {RECORD_VERSION}, got {version!r}. "
-                "Use the release of transmask that wrote it, or a later one."
+                f"the transmask record in {where} must have version {RECORD_VERSION} or {SEVERAL_PATTERNS_VERSION}, "
+                f"got {version!r}. Use the release of transmask that wrote it, or a later one."
             )
         try:
             axes = {str(name): (int(first), int(second)) for name, (first, second) in fields["axes"].items()}
             if any(first == second or min(first, second) < 0 for first, second in axes.values()):
                 raise ValueError("two different axes make a matrix")
+            others = {} if version == RECORD_VERSION else fields["patterns"]
+            if not others.keys() <= axes.keys():
+                raise ValueError("it has a pattern for a tensor without axes")
             return cls(
-                Pattern.parse(fields["pattern"]), as_constraint(fields["constraint"]), str(fields["solver"]), axes
+                Pattern.parse(fields["pattern"]),
+                as_constraint(fields["constraint"]),
+                str(fields["solver"]),
+                axes,
+                {name: Pattern.parse(text) for name, text in others.items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError, TransmaskError) as error:
             raise CheckpointError(f"the transmask record in {where} is damaged: {error}.") from None

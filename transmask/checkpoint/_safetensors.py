@@ -39,7 +39,7 @@ FLOATING = {
     "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
     "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
-OTHERS = {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
+OTHERS = {"U8": np.dtype("u1"), "I8": np.dtype("i1"), "BOOL": np.dtype("?")}
 
 
 class SafetensorsCheckpoint(Checkpoint):
@@ -58,6 +58,7 @@ class SafetensorsCheckpoint(Checkpoint):
     """
 
     suffix = ".safetensors"
+    can_rename = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,14 +95,22 @@ class SafetensorsCheckpoint(Checkpoint):
 
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write the file again; see `Checkpoint.rewrite`."""
+        self.rewrite_renamed(target, replace, record, {})
+
+    def rewrite_renamed(
+        self, target: Path, replace: Replace, record: PruneRecord | None, names: Mapping[str, str | None]
+    ) -> None:
+        """Write the file again under other names; see `Checkpoint.rewrite_renamed`."""
         metadata = dict(self.metadata)
         if record is not None:
             # transformers takes a file without metadata for torch's, but refuses one whose metadata names no format.
             metadata = metadata or {"format": "pt"}
             metadata[METADATA_KEY] = record.to_json()
         with open(self.path, "rb") as source, open(target, "wb") as out:
-            write_header(out, self._header, metadata)
+            write_header(out, self._renamed_header(names) if names else self._header, metadata)
             for tensor in self.tensors:
+                if names.get(tensor.name, "") is None:
+                    continue
                 begin, end = self._header[tensor.name]["data_offsets"]
                 set_aside(out, end - begin)
                 stretches = replace(tensor)
@@ -112,6 +121,23 @@ class SafetensorsCheckpoint(Checkpoint):
                 source.seek(self._start + begin)
                 if copy_bytes(source, out, end - begin) != end - begin:
                     raise self.changed(self.path)
+
+    def n_bytes(self, name: str) -> int:
+        """Return the number of bytes of a tensor."""
+        first, last = self._header[name]["data_offsets"]
+        return int(last - first)
+
+    def _renamed_header(self, names: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
+        """Return the entries of the header under other names, without those that are left out."""
+        entries: dict[str, dict[str, Any]] = {}
+        end = 0
+        for tensor in self.tensors:
+            name = names.get(tensor.name, tensor.name)
+            if name is not None:
+                size = self.n_bytes(tensor.name)
+                entries[name] = self._header[tensor.name] | {"data_offsets": [end, end + size]}
+                end += size
+        return entries
 
 
 def write_header(out: BinaryIO, entries: Mapping[str, Mapping[str, Any]], metadata: Mapping[str, str]) -> None:

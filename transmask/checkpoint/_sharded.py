@@ -7,19 +7,21 @@ reader loads it depends on the reader. Other files of the folder are not part of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..blocks import Array
 from ..errors import CheckpointError, InvalidArgumentError
-from ..pattern import Constraint, Pattern
+from ..pattern import Constraint
 from ._base import Checkpoint, Replace, TensorInfo
 from ._record import PruneRecord, parse_object
 from ._safetensors import SafetensorsCheckpoint
 from ._staging import creating
 from .formats import FORMATS
 
-__all__ = ["ShardedCheckpoint"]
+__all__ = ["ShardedCheckpoint", "check_output_folder"]
 
 
 class ShardedCheckpoint(Checkpoint):
@@ -38,6 +40,8 @@ class ShardedCheckpoint(Checkpoint):
     OSError
         If a file cannot be read.
     """
+
+    can_rename = True
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -98,7 +102,7 @@ class ShardedCheckpoint(Checkpoint):
     def _merged_record(self) -> PruneRecord | None:
         """Join what the shards note; they must have been pruned alike."""
         records = [shard.record for shard in self._shards if shard.record is not None]
-        kinds: set[tuple[Pattern, Constraint, str]] = {(r.pattern, r.constraint, r.solver) for r in records}
+        kinds: set[tuple[Constraint, str]] = {(r.constraint, r.solver) for r in records}
         if not kinds:
             return None
         if len(kinds) > 1 or len(records) < len(self._shards):
@@ -107,7 +111,8 @@ class ShardedCheckpoint(Checkpoint):
                 "but their transmask records differ. Prune the original again."
             )
         axes = {name: pair for record in records for name, pair in record.axes.items()}
-        return PruneRecord(*kinds.pop(), axes)
+        patterns = {name: pattern for record in records for name, pattern in record.patterns.items()}
+        return PruneRecord.of(patterns, *kinds.pop(), axes) if axes else records[0]
 
     def read(self, tensor: TensorInfo) -> Array:
         """Read one tensor; see `Checkpoint.read`."""
@@ -119,25 +124,50 @@ class ShardedCheckpoint(Checkpoint):
 
     def rewrite(self, target: Path, replace: Replace, record: PruneRecord | None) -> None:
         """Write shards and index into the folder `target`; see `Checkpoint.rewrite`."""
+        self.rewrite_renamed(target, replace, record, {})
+
+    def rewrite_renamed(
+        self, target: Path, replace: Replace, record: PruneRecord | None, names: Mapping[str, str | None]
+    ) -> None:
+        """Write shards and index under other names; see `Checkpoint.rewrite_renamed`."""
+        homes: dict[str, str] = {}
         for shard in self._shards:
-            part = None
-            if record is not None:
-                here = {t.name: record.axes[t.name] for t in shard.tensors if t.name in record.axes}
-                part = PruneRecord(record.pattern, record.constraint, record.solver, here)
-            shard.rewrite(target / shard.path.name, replace, part)
-        (target / self.path.name).write_bytes(self.path.read_bytes())
+            new = [name for tensor in shard.tensors if (name := names.get(tensor.name, tensor.name)) is not None]
+            homes |= dict.fromkeys(new, shard.path.name)
+            shard.rewrite_renamed(
+                target / shard.path.name, replace, None if record is None else record.restricted_to(new), names
+            )
+        index = self.path.read_bytes()
+        if names:
+            index = json.dumps(self._renamed_index(index, homes, names), indent=2).encode()
+        (target / self.path.name).write_bytes(index)
+
+    def _renamed_index(self, text: bytes, homes: dict[str, str], names: Mapping[str, str | None]) -> dict[str, Any]:
+        """Return the index with the names that the shards have now, and the size of what is left."""
+        index = parse_object(text, repr(str(self.path)))
+        metadata = index.get("metadata")
+        if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
+            gone = sum(
+                shard.n_bytes(t.name) for shard in self._shards for t in shard.tensors if names.get(t.name, "") is None
+            )
+            index["metadata"] = metadata | {"total_size": metadata["total_size"] - gone}
+        return index | {"weight_map": homes}
 
     def check_output(self, output: Path) -> None:
         """Raise InvalidArgumentError if `output` is not a folder that is new or empty."""
-        if output.name.endswith((*FORMATS, ".json")):
-            raise InvalidArgumentError(
-                f"`output` must be a folder for a sharded checkpoint, got {str(output)!r}. "
-                "The shards and the index are written into it."
-            )
-        with creating(output, "output"):
-            is_new = not output.exists() or (output.is_dir() and not any(output.iterdir()))
-        if not is_new:
-            raise InvalidArgumentError(
-                f"`output` must be a new or empty folder for a sharded checkpoint, got {str(output)!r}. "
-                "A folder can only appear as a whole, not be replaced."
-            )
+        check_output_folder(output, "a sharded checkpoint")
+
+
+def check_output_folder(output: Path, what: str) -> None:
+    """Raise InvalidArgumentError if `output` is not a folder that is new or empty; `what` is written into it."""
+    if output.name.endswith((*FORMATS, ".json")):
+        raise InvalidArgumentError(
+            f"`output` must be a folder for {what}, got {str(output)!r}. All its files are written into it."
+        )
+    with creating(output, "output"):
+        is_new = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not is_new:
+        raise InvalidArgumentError(
+            f"`output` must be a new or empty folder for {what}, got {str(output)!r}. "
+            "A folder can only appear as a whole, not be replaced."
+        )

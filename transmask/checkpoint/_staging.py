@@ -53,7 +53,7 @@ class Staging:
         return self
 
     def file(self, path: Path, argument: str) -> Path:
-        """Stage a file; a link is followed, so that what it points to is replaced.
+        """Stage a file; a link is replaced itself, because what it points to may belong to a cache.
 
         Parameters
         ----------
@@ -90,7 +90,7 @@ class Staging:
 
     def claim_file(self, path: Path, argument: str) -> Path:
         """Refuse what `file` refuses, note that the place is taken, and return it; nothing is written."""
-        final = self.claim_folder(path, argument)
+        final = self._claim(path, argument, lambda: path.parent.resolve() / path.name)
         with creating(path, argument):
             if final.exists() and not final.is_file():
                 kind = "a folder" if final.is_dir() else "not a regular file"
@@ -99,8 +99,12 @@ class Staging:
 
     def claim_folder(self, path: Path, argument: str) -> Path:
         """Refuse what `folder` refuses, note that the place is taken, and return it; nothing is written."""
+        return self._claim(path, argument, path.resolve)
+
+    def _claim(self, path: Path, argument: str, find: Callable[[], Path]) -> Path:
+        """Find the place of an output, refuse what cannot be there, and note that it is taken."""
         with creating(path, argument):
-            final = path.resolve()
+            final = find()
             if not final.parent.is_dir():
                 raise InvalidArgumentError(f"`{argument}` must be in a folder that exists, got {str(path)!r}.")
             for file in self._inputs:
@@ -157,7 +161,7 @@ class Staging:
         """Flush everything to the disk, then rename."""
         try:
             for temporary, _ in self._staged:
-                for file in temporary.iterdir() if temporary.is_dir() else ():
+                for file in temporary.rglob("*") if temporary.is_dir() else ():
                     _flush(file)
                 _flush(temporary)
             for temporary, final in self._staged:

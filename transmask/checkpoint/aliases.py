@@ -11,14 +11,18 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from ..pattern import Pattern
 from ._base import Checkpoint, TensorInfo
 
 if TYPE_CHECKING:
     from .selection import Selection
+
+_Way: TypeAlias = "tuple[tuple[int, int] | None, Pattern | None]"
+"""How a tensor is pruned: along which axes, if at all, and to which pattern."""
 
 __all__ = ["aliases_in", "tied", "without_torn_twins"]
 
@@ -62,8 +66,10 @@ def tied(kind: str) -> str:
     return f"tied to {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
-def without_torn_twins(checkpoint: Checkpoint, selections: tuple[Selection, ...]) -> tuple[Selection, ...]:
-    """Skip every tensor that has the same entries, bit for bit, as one that is skipped or read along other axes.
+def without_torn_twins(
+    checkpoint: Checkpoint, selections: tuple[Selection, ...], patterns: Mapping[str, Pattern]
+) -> tuple[Selection, ...]:
+    """Skip every tensor that has the same entries, bit for bit, as one that is skipped or pruned in another way.
 
     Reads the beginning of tensors of the same shape and dtype, of which some are to be pruned and some are not, and all
     of those that begin alike. Tensors whose entries are all the same, such as zeros, are no twins.
@@ -73,6 +79,8 @@ def without_torn_twins(checkpoint: Checkpoint, selections: tuple[Selection, ...]
     checkpoint : Checkpoint
     selections : tuple of Selection
         Of its tensors.
+    patterns : mapping of str to Pattern
+        By the name of each tensor to prune.
 
     Returns
     -------
@@ -90,10 +98,11 @@ def without_torn_twins(checkpoint: Checkpoint, selections: tuple[Selection, ...]
         if tensor.numpy_dtype is not None and len(tensor.shape) >= 2 and tensor.size:
             alike[tensor.shape, tensor.dtype].append(place)
     judged = list(selections)
+    ways = [(chosen.axes, patterns.get(chosen.tensor.name)) for chosen in selections]
     for places in alike.values():
-        if len({selections[place].axes for place in places}) > 1:
+        if len({ways[place] for place in places}) > 1:
             for twins in _twins(checkpoint, [(place, selections[place].tensor) for place in places]):
-                _judge_together(judged, twins)
+                _judge_together(judged, twins, ways)
     return tuple(judged)
 
 
@@ -124,18 +133,21 @@ def _digest(checkpoint: Checkpoint, tensor: TensorInfo) -> bytes:
     return found.digest() if differ else b""
 
 
-def _judge_together(judged: list[Selection], twins: list[int]) -> None:
-    """Skip all of them unless all are pruned along the same axes."""
+def _judge_together(judged: list[Selection], twins: list[int], ways: list[_Way]) -> None:
+    """Skip all of them unless all are pruned along the same axes and to the same pattern."""
     chosen = [judged[place] for place in twins]
-    if len({selection.axes for selection in chosen}) == 1:
+    if len({ways[place] for place in twins}) == 1:
         return
     skipped = next((selection for selection in chosen if selection.axes is None), None)
     for place, selection in zip(twins, chosen, strict=True):
         if selection.axes is None:
             continue
         if skipped is None:
-            other = next(other for other in chosen if other.axes != selection.axes)
-            reason = f"the same entries as {other.tensor.name!r}, whose matrix is read along other axes"
+            other = next(other for other in twins if ways[other] != ways[place])
+            differ = "whose matrix is read along other axes"
+            if ways[other][0] == selection.axes:
+                differ = f"which is pruned to {ways[other][1]}"
+            reason = f"the same entries as {judged[other].tensor.name!r}, {differ}"
         elif skipped.reason.endswith(" by its name"):
             kind = skipped.reason.removesuffix(" by its name")
             reason = f"{tied(kind)}: the same entries as {skipped.tensor.name!r}"

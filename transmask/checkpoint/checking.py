@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,10 @@ from ._axes_rules import AxesRules
 from ._base import Checkpoint, TensorInfo
 from ._open import PathLike, open_checkpoint
 from .aliases import aliases_in, without_torn_twins
+from .masked_weights import MaskedWeight, find_masked_weights, seen_as_weights
 from .masks_file import Masks, masks_in
-from .selection import matching_names, select_tensors
+from .recipe import Recipe, select_by_recipe
+from .selection import matching_names
 
 __all__ = ["CheckPlan", "CheckedTensor", "check_checkpoint", "plan_check"]
 
@@ -33,6 +35,8 @@ class CheckedTensor:
     ----------
     name : str
     shape : tuple of int
+    pattern : Pattern
+        What it has to hold.
     axes : tuple of two int
         The axes that form its matrix.
     report : MaskReport
@@ -41,6 +45,7 @@ class CheckedTensor:
 
     name: str
     shape: tuple[int, ...]
+    pattern: Pattern
     axes: tuple[int, int]
     report: MaskReport
 
@@ -54,20 +59,24 @@ class CheckPlan:
     checkpoint : Checkpoint
     masks : Masks or None
         The masks, if it is a masks file.
-    pattern : Pattern
+    patterns : dict of str to Pattern
+        What each tensor has to hold.
     constraint : {"exactly", "at_most"}
     tensors : dict of str to TensorInfo
         What to read for each tensor; of a masks file, the packed bytes.
     axes : dict of str to tuple of two int
         The axes that form the matrix of each tensor.
+    masked : dict of str to MaskedWeight
+        The weights that are stored with a mask, as in training; what is judged is the product.
     """
 
     checkpoint: Checkpoint
     masks: Masks | None
-    pattern: Pattern
+    patterns: dict[str, Pattern]
     constraint: Constraint
     tensors: dict[str, TensorInfo]
     axes: dict[str, tuple[int, int]]
+    masked: dict[str, MaskedWeight] = field(default_factory=dict)
 
     def size(self, name: str) -> int:
         """Return the number of entries of a tensor."""
@@ -76,8 +85,10 @@ class CheckPlan:
     def check(self, name: str) -> CheckedTensor:
         """Read one tensor and check it."""
         mask = self._nonzero(self.tensors[name]) if self.masks is None else self.masks[name]
-        report = check_mask(mask, self.pattern, constraint=self.constraint, axes=self.axes[name])
-        return CheckedTensor(name, mask.shape, self.axes[name], report)
+        if name in self.masked:
+            mask &= self._nonzero(self.masked[name].mask)
+        report = check_mask(mask, self.patterns[name], constraint=self.constraint, axes=self.axes[name])
+        return CheckedTensor(name, mask.shape, self.patterns[name], self.axes[name], report)
 
     def _nonzero(self, tensor: TensorInfo) -> NDArray[np.bool_]:
         """Tell which entries of a tensor are not zero, without holding all of them."""
@@ -92,7 +103,7 @@ class CheckPlan:
 
 def plan_check(
     model: PathLike,
-    pattern: PatternLike,
+    pattern: PatternLike | Recipe | None = None,
     *,
     constraint: str = "at_most",
     include: str | None = None,
@@ -105,30 +116,59 @@ def plan_check(
     -------
     CheckPlan
     """
-    chosen, limit = Pattern.of(pattern), as_constraint(constraint)
+    recipe, limit = None if pattern is None else Recipe.of(pattern), as_constraint(constraint)
     checkpoint = open_checkpoint(model)
     masks = masks_in(checkpoint)
-    rules = AxesRules(axes)
-    found = _axes_to_check(checkpoint, chosen, include, axes) if masks is None else masks.axes
+    noted = checkpoint.record if masks is None else masks
+    masked = find_masked_weights(checkpoint.tensors) if noted is None else {}
+    if recipe is None and noted is None:
+        raise InvalidArgumentError(
+            f"`pattern` must be given, because {str(checkpoint.path)!r} does not say what it was pruned to. "
+            "For example '2:4'."
+        )
+    if noted is None:
+        assert recipe is not None
+        tensors = seen_as_weights(checkpoint.tensors, masked)
+        selections, patterns = select_by_recipe(
+            tensors, recipe, include=include, axes=axes, metadata=checkpoint.metadata
+        )
+        if include is None:
+            selections = without_torn_twins(checkpoint, selections, patterns)
+        found = {chosen.tensor.name: chosen.axes for chosen in selections if chosen.axes is not None}
+    else:
+        found = noted.axes if masks is not None else _noted_axes(checkpoint)
+        patterns = noted.patterns
     aliases = aliases_in(checkpoint.metadata, found)
     names = matching_names(found, include=include, exclude=exclude, aliases=aliases)
+    if noted is not None and recipe is not None and names:
+        patterns = recipe.assign(names)
+        names = list(patterns)
     if not names:
         raise InvalidArgumentError(
             f"`model` must hold a tensor to check, got none in {str(checkpoint.path)!r}. "
             "`transmask prune --dry-run` says why each of its tensors is skipped."
         )
     known = {tensor.name: tensor for tensor in checkpoint.tensors}
-    used = {}
+    known |= {name: weight.original for name, weight in masked.items()}
+    rules, used = AxesRules(axes), {}
     for name in names:
         shape = known[name].shape if masks is None else masks.shapes[name]
         used[name] = rules.axes_of(name, shape, aliases.get(name, ())) or found[name]
     rules.refuse_unused()
-    return CheckPlan(checkpoint, masks, chosen, limit, {name: known[name] for name in names}, used)
+    return CheckPlan(
+        checkpoint,
+        masks,
+        {name: patterns[name] for name in names},
+        limit,
+        {name: known[name] for name in names},
+        used,
+        {name: masked[name] for name in names if name in masked},
+    )
 
 
 def check_checkpoint(
     model: PathLike,
-    pattern: PatternLike,
+    pattern: PatternLike | Recipe | None = None,
     *,
     constraint: str = "at_most",
     include: str | None = None,
@@ -137,14 +177,15 @@ def check_checkpoint(
 ) -> Iterator[CheckedTensor]:
     """Check a checkpoint or a masks file, one tensor in memory at a time.
 
-    Checks the tensors that the file itself says were pruned; if it says nothing, those that pruning would take.
+    Checks the tensors that the file itself says were pruned; if it says nothing, those that pruning would take. Of a
+    weight that is stored with a mask, as in training, it checks the product.
 
     Parameters
     ----------
     model : str or path-like
         What `open_checkpoint` takes, or a masks file.
-    pattern : Pattern, str or tuple of two int
-        N entries kept of every M; need not be the pattern that the file names.
+    pattern : Pattern, str, tuple of two int or Recipe, optional
+        N entries kept of every M, of all tensors or of each; need not be what the file names. Default: what it names.
     constraint : {"exactly", "at_most"}, default "at_most"
         "at_most" is what sparse hardware asks for. In a checkpoint a weight that was kept but is zero counts as pruned,
         so that "exactly" can fail for a file that was pruned "exactly"; the masks file has no such doubt.
@@ -180,20 +221,9 @@ def check_checkpoint(
     return (plan.check(name) for name in plan.axes)
 
 
-def _axes_to_check(
-    checkpoint: Checkpoint,
-    pattern: Pattern,
-    include: str | None,
-    axes: Mapping[str, Sequence[int]] | None,
-) -> dict[str, tuple[int, int]]:
-    """Return the tensors meant to hold a pattern, with the axes that form their matrix."""
-    if checkpoint.record is None:
-        selections = select_tensors(
-            checkpoint.tensors, pattern, include=include, axes=axes, metadata=checkpoint.metadata
-        )
-        if include is None:
-            selections = without_torn_twins(checkpoint, selections)
-        return {chosen.tensor.name: chosen.axes for chosen in selections if chosen.axes is not None}
+def _noted_axes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    """Return the tensors that a checkpoint with a record says were pruned, with the axes that form their matrix."""
+    assert checkpoint.record is not None
     known = {tensor.name: tensor for tensor in checkpoint.tensors}
     for name, pair in checkpoint.record.axes.items():
         if name not in known or known[name].numpy_dtype is None or max(pair) >= len(known[name].shape):

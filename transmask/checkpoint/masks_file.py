@@ -2,7 +2,8 @@
 
 Every tensor is uint8 of shape (ceil(size / 8),): ``numpy.packbits(mask.ravel(), bitorder="little")`` in C order, with
 zeros after the last entry; True = kept. The metadata entry "transmask_masks" is a JSON object with "version" (1),
-"pattern", "constraint", "solver", "axes" (for each mask the two axes that form its matrix) and "shapes".
+"pattern", "constraint", "solver", "axes" (for each mask the two axes that form its matrix) and "shapes". If masks hold
+different patterns, the version is 2, and "patterns" has those that differ from "pattern".
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
     ----------
     path : Path
     pattern : Pattern
+        Of several, the one that the file names first.
+    patterns : dict of str to Pattern
+        The pattern of each mask.
     constraint : {"exactly", "at_most"}
     solver : str
         Name of the solver that made them; empty if not known.
@@ -57,8 +61,9 @@ class Masks(Mapping[str, NDArray[np.bool_]]):
             )
         text = self._file.metadata[MASKS_KEY]
         record = PruneRecord.from_json(text, where)
-        self.pattern, self.constraint, self.solver, self.axes = (
+        self.pattern, self.patterns, self.constraint, self.solver, self.axes = (
             record.pattern,
+            record.patterns,
             record.constraint,
             record.solver,
             record.axes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from ._open import PathLike, as_path, open_checkpoint
 from ._record import PruneRecord
 from ._staging import Staging, creating
 from .aliases import without_torn_twins
+from .masked_weights import find_masked_weights
 from .masks_file import as_masks_path, check_mask_names
+from .recipe import Recipe, select_by_recipe
 from .scaling import Scaling
-from .selection import Selection, select_tensors
+from .selection import Selection
 
 __all__ = ["PrunePlan", "plan_pruning"]
 
@@ -28,18 +30,29 @@ class PrunePlan:
     Attributes
     ----------
     checkpoint : Checkpoint
-    pattern : Pattern
+    patterns : dict of str to Pattern
+        Of the tensors to prune, by name.
     constraint : {"exactly", "at_most"}
-    solver : Solver
+    solvers : dict of Pattern to Solver
     selections : tuple of Selection
         One for each tensor of the checkpoint, in its order.
     """
 
     checkpoint: Checkpoint
-    pattern: Pattern
+    patterns: dict[str, Pattern]
     constraint: Constraint
-    solver: Solver
+    solvers: dict[Pattern, Solver]
     selections: tuple[Selection, ...]
+
+    @property
+    def pattern(self) -> Pattern:
+        """The pattern; of several, that of the first tensor to prune."""
+        return next(iter(self.patterns.values()))
+
+    @property
+    def solver(self) -> Solver:
+        """The solver; of several, that of the first tensor to prune."""
+        return self.solvers[self.pattern]
 
     @property
     def axes(self) -> dict[str, tuple[int, int]]:
@@ -59,7 +72,9 @@ class PrunePlan:
     @property
     def record(self) -> PruneRecord:
         """What is noted about the tensors to prune."""
-        return PruneRecord(self.pattern, self.constraint, self.solver.info.name, self.axes)
+        names = {self.solvers[pattern].info.name for pattern in self.patterns.values()}
+        solver = self.solver.info.name if len(names) == 1 else ""
+        return PruneRecord.of(self.patterns, self.constraint, solver, self.axes)
 
     def check_outputs(self, output: PathLike | None, *, masks: PathLike | None = None, apply: bool = True) -> None:
         """Raise what `prune_checkpoint` would raise about these outputs, but write nothing.
@@ -77,7 +92,7 @@ class PrunePlan:
         ------
         InvalidTypeError, InvalidArgumentError
             If an output cannot be there, or the masks' file cannot hold a tensor's name. Or if a tensor that is left
-            alone was pruned before with another pattern or constraint.
+            alone was pruned before with another constraint.
         CheckpointError
             If the system refuses to say what is there.
 
@@ -118,9 +133,20 @@ def _check_beside(packed: Path, final: Path) -> None:
         )
 
 
+def _refuse_masked_weights(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Refuse to mask weights that are stored with a mask already, and such masks."""
+    wanted = set(names)
+    for weight in find_masked_weights(checkpoint.tensors).values():
+        if wanted & {weight.original.name, weight.mask.name}:
+            raise InvalidArgumentError(
+                f"`model` must hold weights that no mask is on yet, got {weight.original.name!r} with "
+                f"{weight.mask.name!r}. Fold its masks in first: transmask apply {str(checkpoint.path)!r} -o OUT."
+            )
+
+
 def plan_pruning(
     model: PathLike,
-    pattern: PatternLike,
+    pattern: PatternLike | Recipe,
     *,
     constraint: str = "exactly",
     solver: str | Solver = "auto",
@@ -137,8 +163,8 @@ def plan_pruning(
     ----------
     model : str or path-like
         What `open_checkpoint` takes.
-    pattern : Pattern, str or tuple of two int
-        N entries kept of every M.
+    pattern : Pattern, str, tuple of two int or Recipe
+        N entries kept of every M, of all tensors or of each.
     constraint : {"exactly", "at_most"}, default "exactly"
     solver : str or Solver, default "auto"
     include, exclude : str, optional
@@ -154,18 +180,24 @@ def plan_pruning(
     Raises
     ------
     InvalidTypeError, InvalidArgumentError, UnsupportedPatternError
-        If an argument cannot be used, or no tensor can be pruned.
+        If an argument cannot be used, no tensor can be pruned, a rule of the recipe matches none of them, or two rules
+        match one; or a tensor is stored with a mask already, as in training.
     CheckpointError, OSError
         If the checkpoint cannot be read.
     """
-    chosen, limit = Pattern.of(pattern), as_constraint(constraint)
-    worker = as_solver(solver, chosen, limit)
-    worker.check(chosen, limit)
+    recipe, limit = Recipe.of(pattern), as_constraint(constraint)
+    solvers = {chosen: as_solver(solver, chosen, limit) for chosen in recipe.patterns}
+    for chosen, worker in solvers.items():
+        worker.check(chosen, limit)
     checkpoint = open_checkpoint(model)
-    selections = select_tensors(
-        checkpoint.tensors, chosen, include=include, exclude=exclude, axes=axes, metadata=checkpoint.metadata
+    found, patterns = select_by_recipe(
+        checkpoint.tensors, recipe, include=include, exclude=exclude, axes=axes, metadata=checkpoint.metadata
     )
-    plan = PrunePlan(checkpoint, chosen, limit, worker, without_torn_twins(checkpoint, selections))
+    _refuse_masked_weights(checkpoint, patterns)
+    selections = without_torn_twins(checkpoint, found, patterns)
+    taken = {chosen.tensor.name for chosen in selections if chosen.axes is not None}
+    patterns = {name: pattern for name, pattern in patterns.items() if name in taken}
+    plan = PrunePlan(checkpoint, patterns, limit, solvers, selections)
     if not plan.axes:
         reasons = "; ".join(dict.fromkeys(f"{skip.tensor.name}: {skip.reason}" for skip in plan.selections[:3]))
         more = f"; {len(selections) - 3} more" if len(selections) > 3 else ""

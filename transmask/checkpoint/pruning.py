@@ -17,6 +17,7 @@ from .._typing import Array
 from ..certificate import add_up, relative_gap
 from ..errors import InvalidArgumentError, TransmaskError
 from ..masks import prepare, solve_array
+from ..pattern import Pattern
 from ..pipeline import in_order
 from ..threads import resolve_threads
 from ._base import TensorInfo
@@ -37,6 +38,7 @@ class PrunedTensor:
     Attributes
     ----------
     tensor : TensorInfo
+    pattern : Pattern
     axes : tuple of two int
         The axes that formed its matrix.
     kept, total : float
@@ -54,6 +56,7 @@ class PrunedTensor:
     """
 
     tensor: TensorInfo
+    pattern: Pattern
     axes: tuple[int, int]
     kept: float
     total: float
@@ -89,7 +92,7 @@ def prune_checkpoint(
     output : str or path-like, or None
         The new checkpoint, in the format of the old one; a new or empty folder if that is sharded. dtypes, order and
         metadata stay, and safetensors metadata gains a "transmask" entry. If the input has such an entry already, the
-        tensors skipped this time stay in it, and must have been pruned with the same pattern and constraint.
+        tensors skipped this time stay in it, and must have been pruned with the same constraint.
     masks : str or path-like, optional
         A ``.safetensors`` file for the masks, to be read by `read_masks`; not in the folder of a sharded `output`.
     apply : bool, default True
@@ -109,7 +112,7 @@ def prune_checkpoint(
     ------
     InvalidTypeError, InvalidArgumentError
         If an argument cannot be used, or a weight is NaN or infinite; the message names the tensor. Or if a tensor that
-        is left alone was pruned before with another pattern or constraint.
+        is left alone was pruned before with another constraint.
     UnsupportedPatternError, SolverError
         As `solve`.
     CheckpointError, OSError
@@ -231,30 +234,31 @@ class _Run:
             del piece  # before the next is waited for
         if packer is not None:
             packer.finish()
-        self.outcomes.append(_outcome(tensor, self.axes[tensor.name], sums))
+        self.outcomes.append(_outcome(tensor, self.plan.patterns[tensor.name], self.axes[tensor.name], sums))
         with self.staging.unrelated():
             self.progress(tensor, self.outcomes[-1])
 
     def _shapes(self, tensor: TensorInfo) -> Iterator[tuple[int, ...]]:
         """Cut a tensor into pieces."""
-        return cut_into_pieces(
-            tensor.shape, self.axes[tensor.name], self.plan.pattern.m, self.plan.solver.chunk_entries
-        )
+        pattern = self.plan.patterns[tensor.name]
+        limit = self.plan.solvers[pattern].chunk_entries
+        return cut_into_pieces(tensor.shape, self.axes[tensor.name], pattern.m, limit)
 
     def _sizes(self, tensor: TensorInfo) -> Iterator[int]:
         return map(math.prod, self._shapes(tensor))
 
     def _read(self) -> Iterator[_Unsolved]:
-        """Read the pieces of all planned tensors in order, with their scales; each dtype has its solver compiled."""
+        """Read the pieces of all planned tensors in order; the first of a pattern and dtype has its solver compiled."""
         prepared = set()
         for tensor in self.plan.checkpoint.tensors:
             if tensor.name not in self.axes:
                 continue
+            pattern = self.plan.patterns[tensor.name]
             for item in self._pieces_of(tensor):
                 dtype = item.entries.dtype if item.scales is None else item.scales.dtype
-                if dtype not in prepared:
-                    prepared.add(dtype)
-                    prepare(self.plan.solver, self.plan.pattern, self.plan.constraint, dtype)
+                if (pattern, dtype) not in prepared:
+                    prepared.add((pattern, dtype))
+                    prepare(self.plan.solvers[pattern], pattern, self.plan.constraint, dtype)
                 yield item
 
     def _pieces_of(self, tensor: TensorInfo) -> Iterator[_Unsolved]:
@@ -270,12 +274,13 @@ class _Run:
     def _solve(self, item: _Unsolved) -> _Piece:
         """Solve and prove a piece, and write zeros into it; name the tensor and the place in what is wrong with it."""
         tensor, start, weights, scales = item
+        pattern = self.plan.patterns[tensor.name]
         try:
             result = solve_array(
                 weights if scales is None else self._effective(tensor, start, weights, scales),
-                self.plan.pattern,
+                pattern,
                 self.plan.constraint,
-                self.plan.solver,
+                self.plan.solvers[pattern],
                 axes=self.axes[tensor.name],
                 threads=1,
             )
@@ -321,13 +326,14 @@ def _keep(weights: Array, mask: NDArray[np.bool_]) -> None:
     np.multiply(bits, mask.view(np.uint8), out=bits)
 
 
-def _outcome(tensor: TensorInfo, axes: tuple[int, int], pieces: list[_Sums]) -> PrunedTensor:
+def _outcome(tensor: TensorInfo, pattern: Pattern, axes: tuple[int, int], pieces: list[_Sums]) -> PrunedTensor:
     """Add up the pieces of a tensor."""
     kept, total, bound, seconds = (
         add_up(getattr(piece, name) for piece in pieces) for name in ("kept", "total", "upper_bound", "seconds")
     )
     return PrunedTensor(
         tensor=tensor,
+        pattern=pattern,
         axes=axes,
         kept=kept,
         total=total,

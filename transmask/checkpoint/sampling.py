@@ -23,7 +23,7 @@ def sample_blocks(plan: PrunePlan, n_blocks: int) -> tuple[Array, int]:
     Parameters
     ----------
     plan : PrunePlan
-        From `plan_pruning`.
+        From `plan_pruning`, with one pattern.
     n_blocks : int
         How many blocks to take, at least 1; all of them if there are fewer. They are held in memory.
 
@@ -38,7 +38,8 @@ def sample_blocks(plan: PrunePlan, n_blocks: int) -> tuple[Array, int]:
     Raises
     ------
     InvalidTypeError, InvalidArgumentError
-        If `n_blocks` is not an integer of at least 1, or a weight of a tensor that is read is NaN or infinite.
+        If `n_blocks` is not an integer of at least 1, the plan has several patterns, or a weight of a tensor that is
+        read is NaN or infinite.
     CheckpointError, OSError
         If the checkpoint cannot be read.
 
@@ -55,6 +56,8 @@ def sample_blocks(plan: PrunePlan, n_blocks: int) -> tuple[Array, int]:
             [28., 29.]]]), 8)
     """
     n_blocks = as_integer(n_blocks, argument="n_blocks", least=1)
+    if len(set(plan.patterns.values())) > 1:
+        raise InvalidArgumentError("`plan` must have one pattern, got several. Sample the tensors of one of them.")
     m = plan.pattern.m
     tensors = [chosen for chosen in plan.selections if chosen.axes is not None]
     ends = np.cumsum([_count(chosen.tensor, axes, m) for chosen in tensors if (axes := chosen.axes) is not None])

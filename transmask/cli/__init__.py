@@ -28,6 +28,7 @@ from ._output import (
     streams,
     warnings_as_lines,
 )
+from .apply import apply
 from .check import check
 from .compare import compare
 from .demo import demo
@@ -48,6 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("prune")(prune)
+app.command("apply")(apply)
 app.command("check")(check)
 app.command("compare")(compare)
 app.command("diversity")(diversity)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from ..errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from ..checkpoint import Recipe
 
 __all__ = [
     "AxesOption",
@@ -16,13 +20,30 @@ __all__ = [
     "IncludeOption",
     "JsonOption",
     "PatternOption",
+    "PatternsOption",
+    "RecipeOption",
     "SolverOption",
     "ThreadsOption",
     "axes_by_name",
+    "given_recipe",
 ]
 
 PatternOption: TypeAlias = Annotated[
     str, typer.Option("--pattern", "-p", metavar="N:M", help="N entries kept of every M, such as 2:4.")
+]
+PatternsOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pattern",
+        "-p",
+        metavar="[RE=]N:M",
+        help="N entries kept of every M, such as 2:4. May be repeated, with a regular expression for the names of the "
+        "tensors that it is for: --pattern 2:4 --pattern 'mlp=4:8'.",
+    ),
+]
+RecipeOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="FILE", help="A TOML file with the patterns, instead of --pattern."),
 ]
 ConstraintOption: TypeAlias = Annotated[
     str,
@@ -77,3 +98,14 @@ def axes_by_name(options: list[str] | None) -> dict[str, tuple[int, int]]:
             raise InvalidArgumentError(f"`--axes` must have one rule for a tensor, got two for {expression!r}.")
         rules[expression] = (int(match[1]), int(match[2]))
     return rules
+
+
+def given_recipe(patterns: list[str] | None, file: Path | None) -> Recipe | None:
+    """Read what `PatternsOption` or `RecipeOption` gives; None if neither is there."""
+    from ..checkpoint import Recipe
+
+    if file is not None and patterns:
+        raise InvalidArgumentError("`--recipe` must not be given with --pattern. Write all patterns in one place.")
+    if file is not None:
+        return Recipe.read(file)
+    return Recipe.parse(patterns) if patterns else None

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..tables import Column
-from ._options import AxesOption, ExcludeOption, IncludeOption, JsonOption, PatternOption, axes_by_name
+from ._options import (
+    AxesOption,
+    ExcludeOption,
+    IncludeOption,
+    JsonOption,
+    PatternsOption,
+    RecipeOption,
+    axes_by_name,
+    given_recipe,
+)
 from ._output import CHECK_FAILED, DONE, percent, print_json, print_line, print_table, shape
+from ._patterns import listed_patterns, only_pattern, with_patterns
 from ._progress import TensorProgress
 
 if TYPE_CHECKING:
@@ -28,7 +38,8 @@ COLUMNS = (
 
 def check(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `transmask prune` takes, or a masks file.")],
-    pattern: PatternOption,
+    pattern: PatternsOption = None,
+    recipe: RecipeOption = None,
     constraint: Annotated[
         str,
         typer.Option(
@@ -45,11 +56,12 @@ def check(
     """Check that every matrix in FILE and its transpose keep at most N of every M; exit with 1 if one does not.
 
     Checks the tensors that FILE says were pruned, along the axes it names; if it says nothing, those that `transmask
-    prune` would take.
+    prune` would take. Without --pattern each has to hold the pattern that FILE says.
     """
     from ..checkpoint import plan_check
 
-    plan = plan_check(file, pattern, constraint=constraint, include=include, exclude=exclude, axes=axes_by_name(axes))
+    wanted = given_recipe(pattern, recipe)
+    plan = plan_check(file, wanted, constraint=constraint, include=include, exclude=exclude, axes=axes_by_name(axes))
     rows = []
     with TensorProgress(sum(map(plan.size, plan.axes)), len(plan.axes)) as progress:
         for name in plan.axes:
@@ -61,16 +73,16 @@ def check(
         print_json(
             {
                 "file": str(file),
-                "pattern": str(plan.pattern),
+                "pattern": only_pattern(plan.patterns),
                 "constraint": plan.constraint,
                 "ok": not bad,
                 "tensors": rows,
             }
         )
         return CHECK_FAILED if bad else DONE
-    print_table(rows, COLUMNS)
+    print_table(rows, with_patterns(COLUMNS, rows))
     print_line()
-    rule = f"{plan.pattern} {plan.constraint.replace('_', ' ')} in rows and columns"
+    rule = f"{listed_patterns(plan.patterns)} {plan.constraint.replace('_', ' ')} in rows and columns"
     if bad:
         print_line(f"failed: {len(bad)} of {len(rows)} tensors do not hold {rule}")
         print_line(f"first:  {bad[0]['name']}: {bad[0]['first_offender']}")
@@ -85,6 +97,7 @@ def _row(checked: CheckedTensor) -> dict[str, Any]:
     return {
         "name": checked.name,
         "shape": list(checked.shape),
+        "pattern": str(checked.pattern),
         "axes": list(checked.axes),
         "ok": report.ok,
         "density": report.density,

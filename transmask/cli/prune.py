@@ -19,12 +19,15 @@ from ._options import (
     ExcludeOption,
     IncludeOption,
     JsonOption,
-    PatternOption,
+    PatternsOption,
+    RecipeOption,
     SolverOption,
     ThreadsOption,
     axes_by_name,
+    given_recipe,
 )
 from ._output import DONE, count, gap, percent, print_json, print_line, print_table, seconds, shape
+from ._patterns import listed_patterns, only_pattern, with_patterns
 from ._progress import TensorProgress
 
 if TYPE_CHECKING:
@@ -51,12 +54,18 @@ SKIPPED = (
 
 def prune(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help=f"A {listed_suffixes()} file, or the index.json of shards.")
+        Path,
+        typer.Argument(
+            metavar="MODEL", help=f"A {listed_suffixes()} file, the index.json of shards, or a model folder."
+        ),
     ],
-    pattern: PatternOption,
+    pattern: PatternsOption = None,
+    recipe: RecipeOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT", help="The new checkpoint; for shards, a new folder."),
+        typer.Option(
+            "--output", "-o", metavar="OUT", help="The new checkpoint; for shards and model folders, a new folder."
+        ),
     ] = None,
     masks: Annotated[
         Path | None, typer.Option("--masks", metavar="FILE", help="Write the masks too, packed, as .safetensors.")
@@ -81,7 +90,7 @@ def prune(
     embeddings, norms, biases, quantisation scales, routers, LoRA adapters, buffers, and states or tokens that are
     themselves parameters: these are recognised by name and skipped. Which axes form a matrix is told by name, shape and
     metadata, as torch, MLX, JAX and others lay it out; a tensor that leaves a doubt is skipped, and --axes decides. The
-    outputs appear complete or not at all; existing files are replaced.
+    outputs appear complete or not at all; existing files are replaced. Of a model folder all other files are copied.
     """
     from ..checkpoint import plan_pruning, prune_checkpoint
 
@@ -93,25 +102,29 @@ def prune(
             )
         if masks is None and not apply:
             raise InvalidArgumentError("`--masks` must be given with --no-apply. Nothing else would be written.")
+    wanted = given_recipe(pattern, recipe)
+    if wanted is None:
+        raise InvalidArgumentError("`--pattern` must be given, or --recipe. For example -p 2:4.")
+    for one in wanted.patterns:
+        if one.n == 0:
+            raise InvalidArgumentError(
+                f"`--pattern` must keep at least 1 entry of every M, got '{one}'. It would set every weight to zero."
+            )
     began = time.perf_counter()
     plan = plan_pruning(
         model,
-        pattern,
+        wanted,
         constraint=constraint,
         solver=solver,
         include=include,
         exclude=exclude,
         axes=axes_by_name(axes),
     )
-    if plan.pattern.n == 0:
-        raise InvalidArgumentError(
-            f"`--pattern` must keep at least 1 entry of every M, got {pattern!r}. It would set every weight to zero."
-        )
     outcomes: list[PrunedTensor] = []
     if dry_run:
         plan.check_outputs(output, masks=masks, apply=apply)
     else:
-        purpose = "" if as_json else str(plan.pattern)
+        purpose = "" if as_json else listed_patterns(plan.patterns)
         with TensorProgress(plan.n_weights, len(plan.axes), compiling=purpose) as progress:
             outcomes = prune_checkpoint(
                 plan, output, masks=masks, apply=apply, threads=n_threads, progress=_shown_on(progress)
@@ -120,9 +133,9 @@ def prune(
         "model": str(model),
         "output": None if output is None or dry_run else str(output),
         "masks": None if masks is None or dry_run else str(masks),
-        "pattern": str(plan.pattern),
+        "pattern": only_pattern(plan.patterns),
         "constraint": plan.constraint,
-        "solver": plan.solver.info.name,
+        "solver": plan.record.solver,
         "dry_run": dry_run,
         "pruned": _planned(plan) if dry_run else [_outcome(outcome) for outcome in outcomes],
         "skipped": _skipped(plan),
@@ -131,7 +144,7 @@ def prune(
     if as_json:
         print_json(report)
     else:
-        _print_report(report)
+        _print_report(report, listed_patterns(plan.patterns))
     return DONE
 
 
@@ -153,7 +166,9 @@ def _shown_on(progress: TensorProgress) -> Progress:
 def _planned(plan: PrunePlan) -> list[dict[str, Any]]:
     """List what would be pruned."""
     return [
-        _tensor(chosen.tensor) | {"axes": list(chosen.axes)} for chosen in plan.selections if chosen.axes is not None
+        _tensor(chosen.tensor) | {"pattern": str(plan.patterns[chosen.tensor.name]), "axes": list(chosen.axes)}
+        for chosen in plan.selections
+        if chosen.axes is not None
     ]
 
 
@@ -169,6 +184,7 @@ def _tensor(tensor: TensorInfo) -> dict[str, Any]:
 def _outcome(outcome: PrunedTensor) -> dict[str, Any]:
     """Describe what became of a tensor."""
     return _tensor(outcome.tensor) | {
+        "pattern": str(outcome.pattern),
         "axes": list(outcome.axes),
         "kept": outcome.kept,
         "total": outcome.total,
@@ -199,18 +215,20 @@ def _summary(outcomes: list[PrunedTensor]) -> dict[str, Any]:
     }
 
 
-def _print_report(report: dict[str, Any]) -> None:
+def _print_report(report: dict[str, Any], patterns: str) -> None:
     """Print tables and a summary."""
     summary = report["summary"]
     if summary is None:
-        print_table(report["pruned"], PLANNED)
+        print_table(report["pruned"], with_patterns(PLANNED, report["pruned"]))
     else:
-        print_table([row | {"gap": gap(row["gap"], row["unproven_blocks"])} for row in report["pruned"]], PRUNED)
+        rows = [row | {"gap": gap(row["gap"], row["unproven_blocks"])} for row in report["pruned"]]
+        print_table(rows, with_patterns(PRUNED, rows))
     if report["skipped"]:
         print_line()
         print_table(report["skipped"], SKIPPED)
     print_line()
-    rule = f"{report['pattern']} {report['constraint'].replace('_', ' ')}, solver {report['solver']}"
+    solver = report["solver"] or "several"
+    rule = f"{patterns} {report['constraint'].replace('_', ' ')}, solver {solver}"
     if summary is None:
         n_weights = sum(math.prod(row["shape"]) for row in report["pruned"])
         print_line(f"would prune {len(report['pruned'])} tensors, {count(n_weights)} weights, {rule}; nothing written")
