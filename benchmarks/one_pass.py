@@ -22,8 +22,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from transmask.torch import reconstruct
 
-WIDTH, BLOCKS, HEADS, SEQUENCES, TOKENS = 256, 6, 4, 8, 128
-BATCHES = (1, 2, 4, 8, 16, 32, 64)
+WIDTH, BLOCKS, HEADS, SEQUENCES, TOKENS = 128, 6, 4, 8, 256
+BATCHES = (1, 4, 16, 64)
 
 
 class Block(nn.Module):

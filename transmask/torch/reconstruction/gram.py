@@ -78,8 +78,8 @@ class Gram:
         value : torch.Tensor
             What the layer is called with.
         row_weights : torch.Tensor, optional
-            How much each row counts. Without effect on a convolution, and unless it has as many entries, along axes
-            like those of `value`, as a linear layer is called with rows.
+            How much each row counts. Used by a linear layer if its shape is that of `value` without the last axis, or
+            if `value` is a matrix of as many rows.
         """
         begin = _clock(value)
         weights = _weights_of(self._layer, value, row_weights)
