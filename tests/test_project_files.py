@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import importlib.metadata
 import re
@@ -121,3 +122,15 @@ def test_a_test_that_ran_nowhere_is_named(tmp_path):
     assert code == 1
     assert lines[1:] == ["ran nowhere: tests.test_a::test_extra", "ran nowhere: tests.test_b::test_new"]
     assert every_test_ran(tmp_path) == (1, ["nothing was collected"])
+
+
+@pytest.mark.parametrize("path", sorted(CHECKOUT.glob("tests/test_*.py")), ids=lambda path: path.stem)
+def test_tests_of_an_extra_are_skipped_where_it_is_not_installed(path):
+    """An import of torch or matplotlib at the top would break the test command of the README, which has neither."""
+    skipped = set()
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        source = ast.unparse(statement)
+        skipped |= set(re.findall(r"importorskip\('(\w+)", source))
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            imported = set(re.findall(r"\b(torch|matplotlib)\b", source.replace("transmask.torch", "torch")))
+            assert imported <= skipped, source

@@ -1,14 +1,16 @@
 """Checkpoints in training as torch writes them: folded, they load into a plain model and give the same outputs."""
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-from torch.nn.utils import prune
 
-import transmask as tm
-from transmask.checkpoint import apply_masks, check_checkpoint, plan_applying, plan_pruning
-from transmask.torch import sparsify, transposable
+torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn.utils import prune  # noqa: E402
+
+import transmask as tm  # noqa: E402
+from transmask.checkpoint import apply_masks, check_checkpoint, plan_applying, plan_pruning  # noqa: E402
+from transmask.torch import sparsify, transposable  # noqa: E402
 
 
 def network():
