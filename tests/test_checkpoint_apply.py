@@ -165,7 +165,7 @@ def drop(name):
         ),
         (None, {"fd.weight": np.zeros((8, 12), bool)}, "got one for 'fd.weight', which it does not hold."),
         (None, {"ids": np.zeros((3, 1), bool)}, "must have the shapes of the tensors"),
-        (None, {"table": np.zeros((4, 4), bool)}, "must hold floating-point numbers where it gets a mask, got I64 for"),
+        (None, {"table": np.zeros((4, 4), bool)}, "must hold a weight where it gets a mask, got 'table' in "),
         (None, {}, "`masks` must be a file with a mask, got an empty one"),
         (None, None, "`masks` must be a file with a mask, got none"),
         ("fc.weight_mask", {"fc.weight": MASKS["fc.weight"]}, "Fold that in first: apply without a masks file."),
@@ -214,3 +214,28 @@ def test_a_masks_file_that_lies_is_refused(tmp_path, monkeypatch):
         plan_applying(tmp_path / "masks.safetensors", tmp_path / "masks.safetensors")
     with pytest.raises(tm.InvalidArgumentError, match="`output` must not be the input"):
         apply_masks(plan_applying(model, tmp_path / "masks.safetensors"), tmp_path / "masks.safetensors")
+
+
+def test_masks_of_prune_on_stored_weights_that_are_scaled(tmp_path):
+    """The g of a weight norm is shortened with its v, as `prune` does; 8-bit entries become zeros."""
+    tensors = {
+        "v.weight_g": RNG.uniform(1, 2, (8, 1)).astype(np.float32),
+        "v.weight_v": WEIGHTS,
+        "q.weight": RNG.integers(-127, 128, (16, 24)).astype(np.int8),
+        "q.weight_scale": RNG.uniform(0.01, 1, (16, 1)).astype(np.float32),
+    }
+    model, output, read = write_model(tmp_path, "file", tensors)
+    prune_checkpoint(plan_pruning(model, "2:4"), tmp_path / "p.safetensors", masks=tmp_path / "masks.safetensors")
+    apply_masks(plan_applying(model, tmp_path / "masks.safetensors"), output)
+    assert output.read_bytes() == (tmp_path / "p.safetensors").read_bytes()
+    after = read(output)
+    kept = after["v.weight_v"] != 0
+    old, new = (
+        one["v.weight_g"] * one["v.weight_v"] / np.linalg.norm(one["v.weight_v"], axis=1, keepdims=True)
+        for one in (tensors, after)
+    )
+    np.testing.assert_allclose(new[kept], old[kept], rtol=1e-6)
+    assert not kept.all()
+    write_safetensors(model, {name: array for name, array in tensors.items() if name != "q.weight_scale"})
+    with pytest.raises(tm.InvalidArgumentError, match=r"must hold a weight where it gets a mask, got 'q\.weight' in "):
+        plan_applying(model, tmp_path / "masks.safetensors")

@@ -6,7 +6,8 @@
 from ._base import Checkpoint, TensorInfo
 from ._open import open_checkpoint
 from ._record import PruneRecord
-from .applying import AppliedTensor, ApplyPlan, apply_masks, plan_applying
+from .apply_planning import ApplyPlan, plan_applying
+from .applying import AppliedTensor, apply_masks
 from .checking import CheckedTensor, CheckPlan, check_checkpoint, plan_check
 from .formats import FORMATS
 from .masks_file import Masks, masks_in, read_masks, write_masks
@@ -15,6 +16,7 @@ from .pruning import PrunedTensor, prune_checkpoint
 from .recipe import Recipe
 from .sampling import sample_blocks
 from .selection import Selection, matching_names, select_tensors
+from .solving import SolvedTensor, finish_pruning, solve_tensors
 from .writing import atomic_file
 
 __all__ = [
@@ -30,10 +32,12 @@ __all__ = [
     "PrunedTensor",
     "Recipe",
     "Selection",
+    "SolvedTensor",
     "TensorInfo",
     "apply_masks",
     "atomic_file",
     "check_checkpoint",
+    "finish_pruning",
     "masks_in",
     "matching_names",
     "open_checkpoint",
@@ -44,5 +48,6 @@ __all__ = [
     "read_masks",
     "sample_blocks",
     "select_tensors",
+    "solve_tensors",
     "write_masks",
 ]

@@ -172,6 +172,10 @@ class Checkpoint(ABC):
             If it cannot be read, or the output cannot be written.
         """
 
+    def file_of(self, tensor: TensorInfo) -> Path:
+        """Return the file that holds a tensor."""
+        return self.path
+
     def rewrite_renamed(
         self, target: Path, replace: Replace, record: PruneRecord | None, names: Mapping[str, str | None]
     ) -> None:

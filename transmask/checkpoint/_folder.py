@@ -65,6 +65,10 @@ class ModelFolder(Checkpoint):
         """Read one tensor; see `Checkpoint.read`."""
         return self._weights.read(tensor)
 
+    def file_of(self, tensor: TensorInfo) -> Path:
+        """Return the file that holds a tensor."""
+        return self._weights.file_of(tensor)
+
     def stretches(self, tensor: TensorInfo, sizes: Iterable[int]) -> Iterator[Array]:
         """Read one tensor stretch by stretch; see `Checkpoint.stretches`."""
         return self._weights.stretches(tensor, sizes)

@@ -118,6 +118,10 @@ class ShardedCheckpoint(Checkpoint):
         """Read one tensor; see `Checkpoint.read`."""
         return self._home[tensor.name].read(tensor)
 
+    def file_of(self, tensor: TensorInfo) -> Path:
+        """Return the shard that holds a tensor."""
+        return self._home[tensor.name].path
+
     def stretches(self, tensor: TensorInfo, sizes: Iterable[int]) -> Iterator[Array]:
         """Read one tensor stretch by stretch; see `Checkpoint.stretches`."""
         return self._home[tensor.name].stretches(tensor, sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 from .._typing import Array
 from ..check import check_mask
-from ..errors import CheckpointError, InvalidArgumentError
+from ..errors import CheckpointError
 from ..pattern import Pattern
 from ._base import Checkpoint, TensorInfo
-from ._open import PathLike, as_path, open_checkpoint
-from ._record import PruneRecord
+from ._open import PathLike, as_path
 from ._staging import Staging
-from .masked_weights import MaskedWeight, find_masked_weights
-from .masks_file import Masks, masks_in, read_masks
+from .apply_planning import ApplyPlan
+from .masked_weights import MaskedWeight
+from .masks_file import Masks
+from .weight_norm import shortened_norms, squared_norms
 
-__all__ = ["AppliedTensor", "ApplyPlan", "apply_masks", "plan_applying"]
+__all__ = ["AppliedTensor", "Progress", "apply_masks"]
 
 _STRETCH = 1 << 22
 """Entries that are read at a time."""
@@ -52,98 +53,6 @@ class AppliedTensor:
 
 Progress: TypeAlias = Callable[[TensorInfo, AppliedTensor | None], None]
 """Called with each tensor twice: with None when work on it begins, with its outcome when it is done."""
-
-
-@dataclass(frozen=True, slots=True)
-class ApplyPlan:
-    """Which masks go onto which tensors, known from the headers alone.
-
-    Attributes
-    ----------
-    checkpoint : Checkpoint
-    masks : Masks or None
-        The masks of a file.
-    folded : dict of str to MaskedWeight
-        The weights that the checkpoint stores with a mask, by their names in the new one.
-    """
-
-    checkpoint: Checkpoint
-    masks: Masks | None
-    folded: dict[str, MaskedWeight]
-
-    @property
-    def tensors(self) -> tuple[TensorInfo, ...]:
-        """What gets a mask, in the order of the checkpoint."""
-        originals = {weight.original.name for weight in self.folded.values()}
-        masked: Collection[str] = () if self.masks is None else self.masks
-        return tuple(t for t in self.checkpoint.tensors if t.name in originals or t.name in masked)
-
-    @property
-    def names(self) -> dict[str, str | None]:
-        """The new names of tensors that do not keep theirs; None for one that is left out."""
-        names: dict[str, str | None] = {}
-        for name, weight in self.folded.items():
-            names[weight.original.name] = name
-            names |= dict.fromkeys((weight.mask.name, *weight.beside))
-        return names
-
-    @property
-    def record(self) -> PruneRecord | None:
-        """What is noted about the new checkpoint; None leaves it as it is."""
-        if self.masks is None:
-            return None
-        masks = self.masks
-        return PruneRecord.of(masks.patterns, masks.constraint, masks.solver, masks.axes).joined_to(
-            self.checkpoint.record
-        )
-
-
-def plan_applying(model: PathLike, masks: PathLike | None = None) -> ApplyPlan:
-    """Decide which masks go onto which tensors, from the headers alone.
-
-    Parameters
-    ----------
-    model : str or path-like
-        What `open_checkpoint` takes. Weights that it stores with a mask (``NAME_orig`` and ``NAME_mask``, or
-        ``parametrizations.NAME.original`` and ``.0.mask``) get that mask folded in.
-    masks : str or path-like, optional
-        A masks file, made from this checkpoint or from one with tensors of the same names and shapes. Tensors that it
-        does not name stay as they are.
-
-    Returns
-    -------
-    ApplyPlan
-        For `apply_masks`.
-
-    Raises
-    ------
-    InvalidTypeError, InvalidArgumentError
-        If an argument cannot be used, there is no mask, a mask is for a tensor that is not there, has another shape, is
-        not of floating-point numbers or has a mask of its own, or other tensors were pruned with another constraint.
-    CheckpointError, OSError
-        If a file cannot be read, or what it stores as a mask cannot be one.
-    """
-    checkpoint = open_checkpoint(model)
-    if masks_in(checkpoint) is not None:
-        raise InvalidArgumentError(f"`model` must hold weights, got {str(checkpoint.path)!r}, which is a masks file.")
-    plan = ApplyPlan(
-        checkpoint,
-        None if masks is None else read_masks(as_path(masks, "masks")),
-        find_masked_weights(checkpoint.tensors),
-    )
-    if not plan.masks and not plan.folded:
-        raise InvalidArgumentError(
-            f"`masks` must be a file with a mask, got {'none' if masks is None else 'an empty one'}; "
-            f"{str(checkpoint.path)!r} has no masks of its own to fold in."
-        )
-    _check_masks(plan)
-    _ = plan.record  # which refuses what cannot be noted together
-    if plan.folded and not checkpoint.can_rename:
-        raise InvalidArgumentError(
-            f"`model` must be in a format whose tensors can be renamed, got {str(checkpoint.path)!r}. "
-            "Save it as .safetensors."
-        )
-    return plan
 
 
 def apply_masks(plan: ApplyPlan, output: PathLike, *, progress: Progress | None = None) -> list[AppliedTensor]:
@@ -179,7 +88,7 @@ def apply_masks(plan: ApplyPlan, output: PathLike, *, progress: Progress | None 
     >>> import tempfile, numpy as np, transmask.checkpoint
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.savez(f"{folder}/m.npz", **{"fc.weight_orig": np.ones((2, 2)), "fc.weight_mask": np.eye(2)})
-    ...     [applied] = apply_masks(plan_applying(f"{folder}/m.npz"), f"{folder}/new.npz")
+    ...     [applied] = apply_masks(transmask.checkpoint.plan_applying(f"{folder}/m.npz"), f"{folder}/new.npz")
     ...     dict(np.load(f"{folder}/new.npz")), applied.n_zeroed
     ({'fc.weight': array([[1., 0.],
            [0., 1.]])}, 2)
@@ -194,6 +103,8 @@ def apply_masks(plan: ApplyPlan, output: PathLike, *, progress: Progress | None 
         chosen = {tensor.name for tensor in plan.tensors}
 
         def replace(tensor: TensorInfo) -> Iterator[Array] | None:
+            if tensor.name in plan.norms:
+                return iter([_shortened(plan, tensor)])
             if tensor.name not in chosen:
                 return None
             return _replaced(plan, tensor, folded.get(tensor.name), tell)
@@ -212,36 +123,6 @@ def apply_masks(plan: ApplyPlan, output: PathLike, *, progress: Progress | None 
     return outcomes
 
 
-def _check_masks(plan: ApplyPlan) -> None:
-    """Refuse masks of a file that do not fit the tensors."""
-    known = {tensor.name: tensor for tensor in plan.checkpoint.tensors}
-    shapes: Mapping[str, tuple[int, ...]] = {} if plan.masks is None else plan.masks.shapes
-    where = repr(str(plan.checkpoint.path))
-    for name, shape in shapes.items():
-        if name in plan.folded:
-            mask = plan.folded[name].mask.name
-            raise InvalidArgumentError(
-                f"`masks` must be for weights without a mask, got one for {name!r}, which {where} stores with "
-                f"{mask!r}. Fold that in first: apply without a masks file."
-            )
-        if name not in known:
-            raise InvalidArgumentError(
-                f"`masks` must be for tensors of {where}, got one for {name!r}, which it does not hold. "
-                "Is it the same model?"
-            )
-        if known[name].shape != shape:
-            raise InvalidArgumentError(
-                f"`masks` must have the shapes of the tensors, got {shape} for {name!r}, which has {known[name].shape} "
-                f"in {where}. Is it the same model?"
-            )
-    for tensor in plan.tensors:
-        if not tensor.is_floating:
-            raise InvalidArgumentError(
-                f"`model` must hold floating-point numbers where it gets a mask, got {tensor.dtype} for "
-                f"{tensor.name!r}."
-            )
-
-
 def _replaced(plan: ApplyPlan, tensor: TensorInfo, folded: MaskedWeight | None, tell: Progress) -> Iterator[Array]:
     """Yield the entries of a tensor with zeros where its mask says so."""
     tell(tensor, None)
@@ -250,15 +131,39 @@ def _replaced(plan: ApplyPlan, tensor: TensorInfo, folded: MaskedWeight | None, 
     else:
         assert plan.masks is not None
         name, pattern, mask = tensor.name, plan.masks.patterns[tensor.name], _checked_mask(plan.masks, tensor.name)
-    entries_kept, start, n_zeroed = mask.reshape(-1), 0, 0
-    sizes = [min(_STRETCH, tensor.size - first) for first in range(0, tensor.size, _STRETCH)]
-    for entries in plan.checkpoint.stretches(tensor, sizes):
-        pruned = ~entries_kept[start : start + entries.size]
-        start += entries.size
+    n_zeroed = 0
+    for entries, kept in _stretches(plan.checkpoint, tensor, mask):
+        pruned = ~kept
         n_zeroed += int(np.count_nonzero(entries[pruned]))
-        np.copyto(entries, 0, where=pruned)
+        entries[pruned] = 0
         yield entries
     tell(tensor, AppliedTensor(name, tensor.shape, pattern, int(np.count_nonzero(mask)), n_zeroed))
+
+
+def _stretches(
+    checkpoint: Checkpoint, tensor: TensorInfo, mask: NDArray[np.bool_]
+) -> Iterator[tuple[Array, NDArray[np.bool_]]]:
+    """Read a tensor stretch by stretch, each with what the mask says about it."""
+    start = 0
+    sizes = [min(_STRETCH, tensor.size - first) for first in range(0, tensor.size, _STRETCH)]
+    for entries in checkpoint.stretches(tensor, sizes):
+        yield entries, mask.reshape(-1)[start : start + entries.size]
+        start += entries.size
+
+
+def _shortened(plan: ApplyPlan, norm: TensorInfo) -> Array:
+    """Return the g of a weight norm for what the mask keeps of its v."""
+    scaling = plan.norms[norm.name]
+    assert scaling.direction is not None
+    assert plan.masks is not None
+    whole, mask = scaling.direction.shape, plan.masks[scaling.direction.name]
+    before, kept = (
+        squared_norms(
+            (part(*pair) for pair in _stretches(plan.checkpoint, scaling.direction, mask)), whole, scaling.shape
+        )
+        for part in (lambda entries, kept: entries, lambda entries, kept: np.where(kept, entries, 0))
+    )
+    return shortened_norms(plan.checkpoint.read(norm), before, kept, scaling.direction.name).reshape(-1)
 
 
 def _own_mask(checkpoint: Checkpoint, mask: TensorInfo) -> NDArray[np.bool_]:

@@ -65,6 +65,15 @@ class PrunePlan:
         return {chosen.tensor.name: chosen.scaling for chosen in self.selections if chosen.scaling is not None}
 
     @property
+    def shards(self) -> dict[Path, list[str]]:
+        """The tensors to prune, by the file that holds them: portions for `solve_tensors`."""
+        shards: dict[Path, list[str]] = {}
+        for chosen in self.selections:
+            if chosen.axes is not None:
+                shards.setdefault(self.checkpoint.file_of(chosen.tensor), []).append(chosen.tensor.name)
+        return shards
+
+    @property
     def n_weights(self) -> int:
         """Number of weights in the tensors to prune."""
         return sum(chosen.tensor.size for chosen in self.selections if chosen.axes is not None)

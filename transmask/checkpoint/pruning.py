@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,16 +128,28 @@ def prune_checkpoint(
     ...     outcome.kept, np.load(f"{folder}/pruned.npz")["weight"].sum()
     (60.0, np.float64(60.0))
     """
+    return write_pruned(plan, output, masks, apply, resolve_threads(threads), progress, Run)
+
+
+def write_pruned(
+    plan: PrunePlan,
+    output: PathLike | None,
+    masks: PathLike | None,
+    apply: bool,
+    threads: int,
+    progress: Progress | None,
+    make_run: Callable[[PrunePlan, bool, int, Progress, Staging], Run],
+) -> list[PrunedTensor]:
+    """Write the outputs of `prune_checkpoint` with the masks that a run finds."""
     if output is None and apply:
         raise InvalidArgumentError("`output` must be given, got None. Or write the masks alone, with apply=False.")
     if masks is None and not apply:
         raise InvalidArgumentError("`masks` must be given with apply=False, got None. Nothing else would be written.")
-    n_threads = resolve_threads(threads)
     plan.check_outputs(output, masks=masks, apply=apply)
     final, packed = (None if path is None else Path(path) for path in (output, masks))
     noted = plan.record.joined_to(plan.checkpoint.record) if apply else None
     with Staging(plan.checkpoint.files) as staging, ExitStack() as files:
-        run = _Run(plan, apply, n_threads, progress or (lambda tensor, outcome: None), staging)
+        run = make_run(plan, apply, threads, progress or (lambda tensor, outcome: None), staging)
         files.callback(run.close)
         if packed is not None:
             run.masks = files.enter_context(open(staging.file(packed, "masks"), "wb"))
@@ -156,7 +168,7 @@ SMALL = 1 << 15
 """Entries of a piece that is solved before a thread has taken it."""
 
 
-class _Sums(NamedTuple):
+class Sums(NamedTuple):
     """What is added up over the pieces of a tensor; see `PrunedTensor`."""
 
     kept: float
@@ -176,16 +188,16 @@ class _Unsolved(NamedTuple):
     scales: Array | None
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     """Pruned entries of a tensor and their mask, as far as they are to be written."""
 
     tensor: TensorInfo
     entries: Array | None
     mask: NDArray[np.bool_] | None
-    sums: _Sums
+    sums: Sums
 
 
-class _Run:
+class Run:
     """A run: pieces of all planned tensors are read, solved in threads and written, in order."""
 
     def __init__(self, plan: PrunePlan, apply: bool, threads: int, progress: Progress, staging: Staging) -> None:
@@ -198,7 +210,11 @@ class _Run:
         self.staging = staging
         self.masks: BinaryIO | None = None
         self.outcomes: list[PrunedTensor] = []
-        self._pieces = in_order(self._solve, self._read(), threads, is_small=_is_small)
+        self._pieces = self._start(threads)
+
+    def _start(self, threads: int) -> Generator[Piece, None, None]:
+        """Begin to make the pieces of all planned tensors, in order; nothing is read before the first is asked for."""
+        return in_order(self._solve, self._read(), threads, is_small=_is_small)
 
     def close(self) -> None:
         """End the threads; what they have begun is finished first."""
@@ -271,7 +287,7 @@ class _Run:
             yield _Unsolved(tensor, start, entries.reshape(shape), scales)
             start += entries.size
 
-    def _solve(self, item: _Unsolved) -> _Piece:
+    def _solve(self, item: _Unsolved) -> Piece:
         """Solve and prove a piece, and write zeros into it; name the tensor and the place in what is wrong with it."""
         tensor, start, weights, scales = item
         pattern = self.plan.patterns[tensor.name]
@@ -288,12 +304,12 @@ class _Run:
             place = "" if weights.size == tensor.size else f", the part that begins at index {_index(tensor, start)}"
             raise type(error)(f"tensor {tensor.name!r}{place}: {error}") from None
         if self.apply:
-            _keep(weights, result.mask)
-        return _Piece(
+            keep_only(weights, result.mask)
+        return Piece(
             tensor,
             weights.reshape(-1) if self.apply else None,
             result.mask if self.masks is not None else None,
-            _Sums(*(getattr(result, name) for name in _Sums._fields)),
+            Sums(*(getattr(result, name) for name in Sums._fields)),
         )
 
     def _shortened(self, tensor: TensorInfo) -> Array:
@@ -317,7 +333,7 @@ def _is_small(item: _Unsolved) -> bool:
     return item.entries.size < SMALL
 
 
-def _keep(weights: Array, mask: NDArray[np.bool_]) -> None:
+def keep_only(weights: Array, mask: NDArray[np.bool_]) -> None:
     """Write zeros where the mask does not keep, as integers: np.copyto takes 20 times as long."""
     if weights.itemsize > 8:  # long doubles
         np.copyto(weights, 0, where=~mask)
@@ -326,7 +342,7 @@ def _keep(weights: Array, mask: NDArray[np.bool_]) -> None:
     np.multiply(bits, mask.view(np.uint8), out=bits)
 
 
-def _outcome(tensor: TensorInfo, pattern: Pattern, axes: tuple[int, int], pieces: list[_Sums]) -> PrunedTensor:
+def _outcome(tensor: TensorInfo, pattern: Pattern, axes: tuple[int, int], pieces: list[Sums]) -> PrunedTensor:
     """Add up the pieces of a tensor."""
     kept, total, bound, seconds = (
         add_up(getattr(piece, name) for piece in pieces) for name in ("kept", "total", "upper_bound", "seconds")
