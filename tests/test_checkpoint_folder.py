@@ -151,3 +151,25 @@ def test_a_copy_that_fails_leaves_nothing(model, tmp_path):
     with pytest.raises(OSError, match=r"config\.json"):
         prune_checkpoint(plan, tmp_path / "new")
     assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", ["1GB", "30KB"])
+def test_transformers_loads_the_new_folder(tmp_path, size):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "m", max_shard_size=size)
+    assert (len(list((tmp_path / "m").glob("*.safetensors"))) > 1) is (size == "30KB")
+    plan = plan_pruning(tmp_path / "m", "2:4")
+    prune_checkpoint(plan, tmp_path / "new")
+    loader = transformers.AutoModelForCausalLM
+    model, report = loader.from_pretrained(tmp_path / "new", output_loading_info=True)
+    assert not any(report.values()), report
+    weights = {name: weight.detach().numpy() for name, weight in model.named_parameters()}
+    assert len(plan.axes) == 15
+    for name in plan.axes:
+        assert offender(weights[name] != 0, 2, 4, "exactly") is None, name
+    transformers.GenerationConfig.from_pretrained(tmp_path / "new")  # a file that is only copied
