@@ -38,7 +38,7 @@ DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.floa
 )
 def test_peak_memory_is_a_few_pieces(tmp_path, kind, dtype):
     weights = np.random.default_rng(0).standard_normal((SIDE, SIDE)).astype(dtype)
-    tensors = {f"layers.{i}.weight": weights for i in range(4)}
+    tensors = {f"layers.{i}.weight": np.roll(weights, i) for i in range(4)}
     # A tensor that is only copied may be larger than all others, and is never in memory.
     tensors |= {"embed.weight": np.zeros((4 * SIDE, SIDE), dtype)}
     suffix = kind if kind.startswith(".") else ""
