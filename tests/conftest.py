@@ -1,6 +1,7 @@
 """What all tests share: hypothesis draws the same examples in every run, and its time limit is off."""
 
 import json
+import signal
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -31,8 +32,17 @@ def shadowed(imported, installed):
     return None
 
 
+def heed_signals():
+    """Take the signals that `nohup`, or a shell that starts pytest with `&`, has told us and our children to ignore."""
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 def pytest_configure():
     """Refuse to test code other than what is installed: half of the tests run it in processes of their own."""
+    heed_signals()
     problem = shadowed(Path(tm.__file__).resolve().parent, distributions(name="transmask"))
     if problem:
         raise pytest.UsageError(problem)
