@@ -11,7 +11,7 @@ import pytest
 from checkpoint_files import files_in, write_safetensors, write_sharded
 
 import transmask as tm
-from transmask.checkpoint import _staging, masks_file, plan_pruning, prune_checkpoint, pruning, write_masks
+from transmask.checkpoint import _staging, masks_file, plan_pruning, prune_checkpoint, run, write_masks
 from transmask.checkpoint._abandoned import lock_part
 from transmask.checkpoint._staging import Staging
 
@@ -310,7 +310,8 @@ def test_progress_that_fails_is_not_blamed_on_the_output(model, tmp_path, monkey
             fail()
 
     if when == "solving":
-        monkeypatch.setattr(pruning, "solve_array", fail)
+        monkeypatch.setattr(run, "solve_array", fail)
+        monkeypatch.setattr(run, "solve_each", fail)
     before = files_in(tmp_path)
     progress = None if when == "solving" else show
     with pytest.raises(BrokenPipeError):

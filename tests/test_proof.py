@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import transmask as tm
 from transmask.certificate import proof as proof_module
-from transmask.certificate.proof import prove
+from transmask.certificate.proof import prove, prove_each
 from transmask.solvers import Greedy, SolverInfo
 
 PATTERNS = [(2, 4), (1, 4), (3, 5), (4, 8), (6, 9), (8, 16), (0, 3), (3, 3), (16, 32), (20, 64), (1, 3)]
@@ -64,6 +64,17 @@ def compare(weights, mask, u, v, n, m, constraint, threads=1):
         assert found.worst_gap == pytest.approx(max(gap), rel=1e-6, abs=1e-13)
         if max(gap) > 1e-9:
             assert found.unproven == sum(unproven)
+    if weights.ndim == 3:
+        for matrix, one in enumerate(prove_each(weights, mask, (u.copy(), v.copy()), tm.Pattern(n, m), constraint)):
+            alone = prove(
+                *(array[matrix] for array in (weights, mask)),
+                (u[matrix], v[matrix]),
+                tm.Pattern(n, m),
+                constraint,
+                threads=1,
+            )
+            assert one[:4] == pytest.approx(alone[:4], rel=1e-12)
+            assert one[4:6] == alone[4:6]
     return found
 
 

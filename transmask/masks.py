@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from ._arguments import as_axes, as_weights, matrix_view
 from ._typing import Array
 from .blocks import Duals, block_grid, empty_duals
-from .certificate import certify_matrices
+from .certificate import Proof, certify_matrices, prove_each
 from .errors import InvalidArgumentError, InvalidTypeError
 from .pattern import Constraint, Pattern, PatternLike, as_constraint
 from .plain_mask import nm_mask
@@ -20,7 +20,7 @@ from .solvers import Solver, as_solver
 from .solving import naming, refuse_masks, solve_matrices
 from .threads import resolve_threads
 
-__all__ = ["nm_mask", "prepare", "solve", "solve_array", "transposable_mask"]
+__all__ = ["nm_mask", "prepare", "solve", "solve_array", "solve_each", "transposable_mask"]
 
 
 def transposable_mask(
@@ -158,6 +158,27 @@ def solve_array(
     return _solve(as_weights(weights), pattern, constraint, solver, axes=axes, threads=threads, start=None)
 
 
+def solve_each(weights: Array, pattern: Pattern, constraint: Constraint, solver: Solver) -> list[MaskResult]:
+    """Do what `solve_array` does for each matrix of a (K, R, C) stack alone.
+
+    Small ones share the calls of the solver and of the proof, which take longer to begin than to do. Those without a
+    proof are solved once more, alone, and their bound is searched for.
+    """
+    stack = as_weights(weights)
+    masks, duals = np.zeros(stack.shape, np.bool_), empty_duals(stack.shape, pattern.m)
+    began = time.perf_counter()
+    solve_matrices(stack, masks, duals, pattern, constraint, solver, threads=1)
+    seconds = (time.perf_counter() - began) / len(stack)
+    return [
+        solve_array(matrix, pattern, constraint, solver, axes=(0, 1), threads=1)
+        if proof.broken or proof.unproven
+        else _result(mask, (u, v), proof, pattern, constraint, solver, (0, 1), seconds)
+        for matrix, mask, u, v, proof in zip(
+            stack, masks, *duals, prove_each(stack, masks, duals, pattern, constraint), strict=True
+        )
+    ]
+
+
 def prepare(solver: Solver, pattern: Pattern, constraint: Constraint, dtype: DTypeLike) -> None:
     """Have a solver compile what it needs, so that it is not part of the time it takes."""
     if 0 < pattern.n < pattern.m:
@@ -186,7 +207,21 @@ def _solve(
     proof = certify_matrices(weights_view, mask_view, duals, pattern, constraint, threads=threads)
     if proof.broken:
         refuse_masks(mask_view, pattern, constraint, solver)
-    block_rows, block_columns = block_grid(weights_view.shape, pattern.m)
+    return _result(mask, duals, proof, pattern, constraint, solver, axes, seconds)
+
+
+def _result(
+    mask: NDArray[np.bool_],
+    duals: Duals,
+    proof: Proof,
+    pattern: Pattern,
+    constraint: Constraint,
+    solver: Solver,
+    axes: tuple[int, int],
+    seconds: float,
+) -> MaskResult:
+    shape = matrix_view(mask, axes).shape
+    block_rows, block_columns = block_grid(shape, pattern.m)
     return MaskResult(
         mask=mask,
         pattern=pattern,
@@ -198,7 +233,7 @@ def _solve(
         upper_bound=proof.upper_bound,
         worst_gap=proof.worst_gap,
         unproven=proof.unproven,
-        n_blocks=math.prod(weights_view.shape[:-2]) * block_rows * block_columns,
+        n_blocks=math.prod(shape[:-2]) * block_rows * block_columns,
         seconds=seconds,
         u=duals[0],
         v=duals[1],

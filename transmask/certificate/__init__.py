@@ -9,6 +9,15 @@ What proves (bound, proof, kernel) shares no code with a solver.
 """
 
 from .bound import Certificate, certify, certify_matrices
-from .proof import PROVEN_GAP, add_up, relative_gap
+from .proof import PROVEN_GAP, Proof, add_up, prove_each, relative_gap
 
-__all__ = ["PROVEN_GAP", "Certificate", "add_up", "certify", "certify_matrices", "relative_gap"]
+__all__ = [
+    "PROVEN_GAP",
+    "Certificate",
+    "Proof",
+    "add_up",
+    "certify",
+    "certify_matrices",
+    "prove_each",
+    "relative_gap",
+]

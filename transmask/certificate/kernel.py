@@ -49,20 +49,22 @@ def prove_matrices(weights, mask, u, v, n, m, at_most, sums):
     n, m : int
     at_most : bool
         For whole blocks; blocks cut by an edge are "at_most" in any case.
-    sums : ndarray of float64, shape (SUMS,)
-        Written: KEPT, the sum of the kept scores; DISTANCE, from there to the bound; TOTAL, the sum of all scores;
-        WORST_GAP, the largest relative gap of a block; BROKEN, the number of lines of blocks that break the constraint;
-        UNPROVEN, the number of blocks whose optimality is not proven; NEAR, how many of those have a relative gap of at
-        most NEAR_GAP.
+    sums : ndarray of float64, shape (K, SUMS)
+        Written, a row for each matrix: KEPT, the sum of the kept scores; DISTANCE, from there to the bound; TOTAL, the
+        sum of all scores; WORST_GAP, the largest relative gap of a block; BROKEN, the number of lines of blocks that
+        break the constraint; UNPROVEN, the number of blocks whose optimality is not proven; NEAR, how many of those
+        have a relative gap of at most NEAR_GAP.
     """
     matrices, rows, columns = weights.shape
     across = (columns + m - 1) // m
     floors, block_floors = np.empty(columns), np.empty(across)
     row_duals, row_counts = np.empty(columns), np.empty(across, np.int32)
     kept, distance, counts = np.empty(columns), np.empty(columns), np.empty(columns, np.int32)
-    all_kept, total = np.zeros(columns), np.zeros(columns)
+    all_kept, total = np.empty(columns), np.empty(columns)
     sums[:] = 0.0
     for k in range(matrices):
+        all_kept[:] = 0.0
+        total[:] = 0.0
         for top in range(0, rows, m):
             bottom, column_duals = min(rows, top + m), v[k, top // m]
             if top == 0 or bottom - top < m:
@@ -70,10 +72,10 @@ def prove_matrices(weights, mask, u, v, n, m, at_most, sums):
             _make_valid(column_duals, floors)
             block_row = weights[k, top:bottom], mask[k, top:bottom], u[k, top:bottom]
             columns_of = total, kept, distance, counts
-            _judge_rows(*block_row, column_duals, n, m, block_floors, row_duals, row_counts, *columns_of, sums)
+            _judge_rows(*block_row, column_duals, n, m, block_floors, row_duals, row_counts, *columns_of, sums[k])
             unlike, apart = _sum_up(kept, all_kept, counts, n, distance)
             for j in range(columns if unlike else 0):
-                sums[BROKEN] += counts[j] > n or (counts[j] < n and floors[j] < 0.0)
+                sums[k, BROKEN] += counts[j] > n or (counts[j] < n and floors[j] < 0.0)
                 distance[j] += column_duals[j] * max(0, n - counts[j])
             for b in range(across if unlike or apart else 0):
                 end = min(columns, b * m + m)
@@ -82,16 +84,16 @@ def prove_matrices(weights, mask, u, v, n, m, at_most, sums):
                     block_kept += kept[j]
                     block_distance += distance[j]
                 if block_distance > 0.0:
-                    sums[DISTANCE] += block_distance
+                    sums[k, DISTANCE] += block_distance
                     gap = min(1.0, block_distance / (block_kept + block_distance))
-                    sums[WORST_GAP] = max(sums[WORST_GAP], gap)
+                    sums[k, WORST_GAP] = max(sums[k, WORST_GAP], gap)
                     block = weights[k, top:bottom, b * m : end], mask[k, top:bottom, b * m : end]
                     if not _is_proven(*block, block_kept, block_distance):
-                        sums[UNPROVEN] += 1.0
-                        sums[NEAR] += gap <= NEAR_GAP
-    for j in range(columns):
-        sums[KEPT] += all_kept[j]
-        sums[TOTAL] += total[j]
+                        sums[k, UNPROVEN] += 1.0
+                        sums[k, NEAR] += gap <= NEAR_GAP
+        for j in range(columns):
+            sums[k, KEPT] += all_kept[j]
+            sums[k, TOTAL] += total[j]
 
 
 @inner_kernel

@@ -15,7 +15,7 @@ from ..blocks import Duals, score_dtype, stacks
 from ..pattern import Constraint, Pattern
 from ..threads import run_parallel
 
-__all__ = ["LARGEST_DUAL", "NEAR_GAP", "PROVEN_GAP", "Part", "Proof", "add_up", "prove", "relative_gap"]
+__all__ = ["LARGEST_DUAL", "NEAR_GAP", "PROVEN_GAP", "Part", "Proof", "add_up", "prove", "prove_each", "relative_gap"]
 
 PROVEN_GAP = 1e-12
 """What a mask may lack of its bound and still count as optimal: the rounding of float64 sums."""
@@ -32,6 +32,9 @@ _CHUNK_ENTRIES = 1 << 18
 Part: TypeAlias = tuple[Array, NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]
 """Whole blocks of a stack of matrices, as views: weights and mask (K, R, C), u (K, R, ceil(C/M)), v (K, ceil(R/M), C).
 """
+
+Sums: TypeAlias = NDArray[np.float64]
+"""What the kernel writes of a part, a row for each matrix: shape (K, SUMS)."""
 
 
 class Proof(NamedTuple):
@@ -72,22 +75,46 @@ def prove(
     -------
     Proof
     """
-    from .kernel import BROKEN, DISTANCE, KEPT, NEAR, SUMS, TOTAL, UNPROVEN, WORST_GAP, prove_matrices
-
-    found: list[tuple[NDArray[np.float64], Part]] = []
+    found: list[tuple[Sums, Part]] = []
 
     def prove_part(part: Part) -> None:
-        sums = np.empty(SUMS)
-        u, v = (np.ascontiguousarray(array) for array in part[2:])
-        scores, kept = _readable(part[0]), _as_bits(part[1])
-        prove_matrices(scores, kept, u, v, pattern.n, pattern.m, constraint == "at_most", sums)
-        for array, used in zip(part[2:], (u, v), strict=True):
-            if used is not array:
-                array[...] = used
-        found.append((sums, part))
+        found.append((_sums(part, pattern, constraint), part))
 
     run_parallel(prove_part, _parts((weights, mask, *duals), pattern.m), threads)
-    sums = np.array([part_sums for part_sums, _ in found]).reshape(-1, SUMS)
+    return _proof(found)
+
+
+def prove_each(
+    weights: Array, mask: NDArray[np.bool_], duals: Duals, pattern: Pattern, constraint: Constraint
+) -> list[Proof]:
+    """Do what `prove` does for each matrix of a (K, R, C) stack alone, in one call; no parts are listed."""
+    from .kernel import BROKEN, DISTANCE, KEPT, TOTAL, UNPROVEN, WORST_GAP
+
+    return [
+        Proof(row[KEPT], row[DISTANCE], row[TOTAL], row[WORST_GAP], int(row[BROKEN]), int(row[UNPROVEN]), [], [])
+        for row in _sums((weights, mask, *duals), pattern, constraint).tolist()
+    ]
+
+
+def _sums(part: Part, pattern: Pattern, constraint: Constraint) -> Sums:
+    """Run the kernel on a part, and write back the duals that it has made valid."""
+    from .kernel import SUMS, prove_matrices
+
+    u, v = (np.ascontiguousarray(array) for array in part[2:])
+    scores, kept = _readable(part[0]), _as_bits(part[1])
+    sums = np.empty((len(scores), SUMS))
+    prove_matrices(scores, kept, u, v, pattern.n, pattern.m, constraint == "at_most", sums)
+    for array, used in zip(part[2:], (u, v), strict=True):
+        if used is not array:
+            array[...] = used
+    return sums
+
+
+def _proof(found: list[tuple[Sums, Part]]) -> Proof:
+    """Add up what the kernel has found in parts."""
+    from .kernel import BROKEN, DISTANCE, KEPT, NEAR, SUMS, TOTAL, UNPROVEN, WORST_GAP
+
+    sums = np.concatenate([np.empty((0, SUMS)), *(part_sums for part_sums, _ in found)])
     return Proof(
         kept=add_up(sums[:, KEPT]),
         distance=add_up(sums[:, DISTANCE]),
@@ -95,8 +122,8 @@ def prove(
         worst_gap=float(sums[:, WORST_GAP].max(initial=0.0)),
         broken=int(sums[:, BROKEN].sum()),
         unproven=int(sums[:, UNPROVEN].sum()),
-        unproven_parts=[part for part_sums, part in found if part_sums[UNPROVEN]],
-        near_parts=[part for part_sums, part in found if part_sums[NEAR]],
+        unproven_parts=[part for part_sums, part in found if part_sums[:, UNPROVEN].any()],
+        near_parts=[part for part_sums, part in found if part_sums[:, NEAR].any()],
     )
 
 

@@ -11,8 +11,9 @@ from .applying import AppliedTensor, apply_masks
 from .checking import CheckedTensor, CheckPlan, check_checkpoint, plan_check
 from .formats import FORMATS
 from .masks_file import Masks, masks_in, read_masks, write_masks
+from .outcome import PrunedTensor
 from .planning import PrunePlan, plan_pruning
-from .pruning import PrunedTensor, prune_checkpoint
+from .pruning import prune_checkpoint
 from .recipe import Recipe
 from .sampling import sample_blocks
 from .selection import Selection, matching_names, select_tensors

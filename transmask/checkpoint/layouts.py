@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from ._base import TensorInfo
-
 __all__ = ["CONVENTIONS", "Axes", "Convention", "readings_of"]
 
 Axes: TypeAlias = tuple[int, int]
@@ -143,12 +141,13 @@ CONVENTIONS: tuple[Convention, ...] = (
 """Every layout that is recognised by name; the first row that covers a tensor counts."""
 
 
-def readings_of(tensor: TensorInfo, metadata: Mapping[str, str]) -> tuple[Axes, ...]:
+def readings_of(name: str, shape: tuple[int, ...], metadata: Mapping[str, str]) -> tuple[Axes, ...]:
     """Return the axes that can form the matrix of a tensor with at least two axes.
 
     Parameters
     ----------
-    tensor : TensorInfo
+    name : str
+    shape : tuple of int
     metadata : mapping of str to str
         That of its file.
 
@@ -159,20 +158,17 @@ def readings_of(tensor: TensorInfo, metadata: Mapping[str, str]) -> tuple[Axes, 
 
     Examples
     --------
-    >>> import numpy as np
-    >>> def readings(name, *shape):
-    ...     return readings_of(TensorInfo(name, shape, "float32", np.dtype("float32")), {})
-    >>> readings("moe.input_linear.weight", 8, 64, 32), readings("conv.weight", 64, 3, 7, 7)
+    >>> readings_of("moe.input_linear.weight", (8, 64, 32), {}), readings_of("conv.weight", (64, 3, 7, 7), {})
     (((1, 2),), ((0, 1),))
-    >>> readings("rotations", 8, 64, 64)
+    >>> readings_of("rotations", (8, 64, 64), {})
     ((1, 2), (0, 1), (0, 2))
     """
-    n_axes = len(tensor.shape)
+    n_axes = len(shape)
     form = metadata.get("format", "")
     for row in CONVENTIONS:
-        if row.covers(tensor.name, tensor.shape, form):
+        if row.covers(name, shape, form):
             return tuple((first % n_axes, second % n_axes) for first, second in row.axes)
-    return _convolutions(tensor.shape, form) if n_axes in (4, 5) else ()
+    return _convolutions(shape, form) if n_axes in (4, 5) else ()
 
 
 def _convolutions(shape: tuple[int, ...], form: str) -> tuple[Axes, ...]:

@@ -163,7 +163,7 @@ def _laid_out(
 ) -> Selection:
     """Find the matrix of a tensor, which must have a side of at least M in each direction."""
     given = rules.axes_of(tensor.name, tensor.shape, names[1:])
-    readings = readings_of(replace(tensor, name=weight_name(tensor.name)), metadata) if given is None else (given,)
+    readings = readings_of(weight_name(tensor.name), tensor.shape, metadata) if given is None else (given,)
     sides = [(tensor.shape[first], tensor.shape[second]) for first, second in readings]
     if sides and all(min(pair) < m for pair in sides):
         return Selection(tensor, None, f"{sides[0][0]} x {sides[0][1]} is smaller than M = {m}")

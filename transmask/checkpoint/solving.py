@@ -22,8 +22,10 @@ from ..threads import resolve_threads
 from ._base import TensorInfo
 from ._open import PathLike
 from ._staging import Staging
+from .outcome import Progress, PrunedTensor, Sums
 from .planning import PrunePlan
-from .pruning import Piece, Progress, PrunedTensor, Run, Sums, keep_only, write_pruned
+from .pruning import write_pruned
+from .run import Piece, Run, keep_only
 
 __all__ = ["SolvedTensor", "finish_pruning", "solve_tensors"]
 

@@ -61,8 +61,8 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], *,
 
 def print_lines(text: str) -> None:
     """Print the lines of a text that was laid out here, whose names are shown as `shown` has them already."""
-    for line in text.split("\n"):
-        print_line(line)
+    with _to_stdout():
+        sys.stdout.write("".join(f"{shown(line)}\n" for line in text.split("\n")))
 
 
 def print_line(text: str = "") -> None:

@@ -32,7 +32,7 @@ from ._progress import TensorProgress
 
 if TYPE_CHECKING:
     from ..checkpoint import PrunedTensor, PrunePlan, TensorInfo
-    from ..checkpoint.pruning import Progress
+    from ..checkpoint.outcome import Progress
 
 __all__ = ["prune"]
 
