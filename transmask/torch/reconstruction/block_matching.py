@@ -28,7 +28,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,10 +36,7 @@ from torch.func import functional_call
 
 from ...errors import InvalidArgumentError
 
-__all__ = ["BlockCall", "BlockMatch", "find_blocks", "match_block"]
-
-BlockCall: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of one call of a block."""
+__all__ = ["BlockMatch", "copied", "find_blocks", "find_tensor", "match_block"]
 
 _LEARNING_RATE, _CHECKS = 2e-4, 20
 
@@ -100,7 +97,7 @@ def find_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 def match_block(
     block: nn.Module,
-    calls: Sequence[BlockCall],
+    calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]],
     outputs: Sequence[Any],
     masks: Mapping[str, Tensor],
     *,
@@ -114,7 +111,8 @@ def match_block(
     block : torch.nn.Module
         Modified in place; unchanged if an error is raised. Runs in evaluation mode, and calls its own hooks.
     calls : sequence of (tuple, dict)
-        The arguments of one call for every batch, with nothing that keeps state, such as a cache of keys and values.
+        The positional and keyword arguments of one call for every batch, with nothing that keeps state, such as a cache
+        of keys and values.
         The last call is held out if there are several.
     outputs : sequence
         What the dense block answered: tensors, or sequences or mappings whose first tensor counts.
@@ -209,15 +207,14 @@ class _Trainer:
     def _loss(self, sample: _Sample) -> Tensor:
         """Return the squared error of the outputs relative to the squared outputs of the dense block."""
         present = {name: value.to(self._dtypes[name]) for name, value in self._values.items()}
-        args = tuple(value.clone() if isinstance(value, Tensor) else value for value in sample.args)
-        kwargs = {name: value.clone() if isinstance(value, Tensor) else value for name, value in sample.kwargs.items()}
-        output = _first_tensor(functional_call(self._block, present, args, kwargs))
-        if output.shape != sample.target.shape:
+        output = _first_tensor(functional_call(self._block, present, copied(sample.args), copied(sample.kwargs)))
+        target = sample.target.to(output.device)
+        if output.shape != target.shape:
             raise InvalidArgumentError(
                 f"`outputs` must have the shape of those of the block, {tuple(output.shape)}, got "
-                f"{tuple(sample.target.shape)}."
+                f"{tuple(target.shape)}."
             )
-        squares = torch.stack([(output.to(sample.target.dtype) - sample.target).square(), sample.target.square()])
+        squares = torch.stack([(output.to(target.dtype) - target).square(), target.square()])
         if sample.row_weights is not None:
             squares = squares * sample.row_weights.to(squares)[..., None]
         error, scale = squares.flatten(1).sum(dim=1)
@@ -230,14 +227,28 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
 
 
-def _first_tensor(output: Any) -> Tensor:
-    """Return the first tensor of what a module answers."""
+def copied(value: Any) -> Any:
+    """Copy the tensors in tuples, lists and dicts: a block may write to what it is called with."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if type(value) in (tuple, list):
+        return type(value)(map(copied, value))
+    return {key: copied(part) for key, part in value.items()} if type(value) is dict else value
+
+
+def find_tensor(output: Any) -> Tensor | None:
+    """Return the first tensor of what a module answers, or None if there is none."""
     if isinstance(output, Tensor):
         return output
-    for value in output.values() if isinstance(output, Mapping) else output:
-        if isinstance(value, Tensor):
-            return value
-    raise InvalidArgumentError(f"`outputs` must hold a tensor, got {type(output).__name__} without one.")
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    return next((value for value in values if isinstance(value, Tensor)), None)
+
+
+def _first_tensor(output: Any) -> Tensor:
+    found = find_tensor(output)
+    if found is None:
+        raise InvalidArgumentError(f"`outputs` must hold a tensor, got {type(output).__name__} without one.")
+    return found
 
 
 @contextmanager

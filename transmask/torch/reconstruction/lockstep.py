@@ -5,7 +5,10 @@ the chosen layers. When all batches that still run are paused, the layer that co
 that wait for it; these go on when the next one is asked for, and the rest of the model sees what the layer has become.
 Nothing needs to be known of the model's structure.
 
-"First" is the order of `layers` among those that are waited for. Where all batches wait for the same one, which is the
+A stop may also be behind a block of layers: its calls then hold the block's arguments, and `again` has the block run
+once more on them when they go on, as it is then, in place of what it answered before.
+
+"First" is the order of `stops` among those that are waited for. Where all batches wait for the same one, which is the
 rule, their own order decides. Where they do not, as with experts, a batch may come late to a layer that has been handed
 out, or call it again: it is handed out once more, and the caller decides what that means.
 
@@ -16,23 +19,25 @@ their next call of a layer, by an exception that only passes through the model's
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from threading import Thread, get_ident
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from .block_matching import copied
 from .calibration import Calibration, evaluating
 from .gram import SupportedLayer, layer_input
 from .offload import Offload, Offloaded
 from .thread_settings import capture_settings
 
-__all__ = ["Call", "waiting_calls"]
+__all__ = ["BlockCall", "Call", "Stop", "waiting_calls"]
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +72,46 @@ class Call:
         return nullcontext() if self.offloaded is None else self.offloaded.filled(self.value)
 
 
+@dataclass(slots=True, eq=False)
+class BlockCall:
+    """A call of a block that waits at its end.
+
+    Attributes
+    ----------
+    batch, layer, row_weights, offloaded
+        As in `Call`; `layer` is the index of the stop.
+    args, kwargs : tuple, dict
+        Copies of what the block was called with.
+    again : bool
+        Whether the block is to run again when the call goes on.
+    """
+
+    batch: int
+    layer: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    row_weights: Tensor | None
+    offloaded: Offloaded | None
+    again: bool = False
+
+    @contextmanager
+    def filled(self) -> Iterator[None]:
+        """Have the values of the arguments on their device for a while."""
+        with ExitStack() as stack:
+            if self.offloaded is not None:
+                for tensor in tree_leaves((self.args, self.kwargs)):
+                    stack.enter_context(self.offloaded.filled(tensor))
+            yield
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stop:
+    """Where batches wait: before a layer, or behind a block."""
+
+    module: nn.Module
+    behind: bool = False
+
+
 class _Ended(BaseException):
     """Ends a thread from within a layer; not an Exception, so that models do not catch it."""
 
@@ -80,15 +125,17 @@ class _Forward:
         self.batch, self.row_weights = batch, row_weights
         self._work, self._offloaded = work, offloaded
         self._ended = False
+        self.silent = False  # while a block runs again
+        self.entered: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}  # the arguments of blocks that run
         self._turns: SimpleQueue[None] = SimpleQueue()
-        self._answers: SimpleQueue[Call | BaseException | None] = SimpleQueue()
+        self._answers: SimpleQueue[Call | BlockCall | BaseException | None] = SimpleQueue()
         self._last_input: Callable[[], Tensor | None] = lambda: None
         self._last_version = 0
         # A daemon: a model that never calls a layer again must not keep the interpreter alive.
         self._thread = Thread(target=self._run, name=f"transmask-batch-{batch}", daemon=True)
 
-    def go_on(self) -> Call | None:
-        """Run up to the next call of a layer and return it, or None at the end; raise what the forward raises."""
+    def go_on(self) -> Call | BlockCall | None:
+        """Run up to the next stop and return it, or None at the end; raise what the forward raises."""
         if self._offloaded is not None:
             self._offloaded.fill()
         if self._thread.ident is None:
@@ -104,15 +151,25 @@ class _Forward:
             self._offloaded.empty()
         return answer
 
-    def pause(self, layer: int, value: Tensor) -> None:
-        """Wait for the next turn; called within the forward."""
-        if self._ended:
-            raise _Ended
+    def call_layer(self, index: int, value: Tensor) -> None:
+        """Wait before a layer; called within the forward."""
         # Inference tensors count no versions: whether one has changed cannot be told.
         version = -1 if value.is_inference() else value._version
         same = self._last_input() is value and version == self._last_version >= 0
         self._last_input, self._last_version = weakref.ref(value), version
-        self._answers.put(Call(self.batch, layer, value, self.row_weights, same, self._offloaded))
+        self._pause(Call(self.batch, index, value, self.row_weights, same, self._offloaded))
+
+    def leave_block(self, index: int) -> BlockCall:
+        """Wait behind a block; called within the forward."""
+        call = BlockCall(self.batch, index, *self.entered.pop(index), self.row_weights, self._offloaded)
+        self._pause(call)
+        return call
+
+    def _pause(self, call: Call | BlockCall) -> None:
+        """Wait for the next turn."""
+        if self._ended:
+            raise _Ended
+        self._answers.put(call)
         self._turns.get()
         if self._ended:
             raise _Ended
@@ -145,17 +202,17 @@ class _Forward:
 
 
 def waiting_calls(
-    model: nn.Module, layers: Sequence[SupportedLayer], calibration: Calibration, *, offload: bool
-) -> Generator[tuple[int, list[Call]], None, None]:
-    """Yield layers, first in execution order, with the calls that wait for them; they go on when the next is asked for.
+    model: nn.Module, stops: Sequence[Stop], calibration: Calibration, *, offload: bool
+) -> Generator[tuple[int, list[Call | BlockCall]], None, None]:
+    """Yield stops, first in execution order, with the calls that wait there; they go on when the next is asked for.
 
     Parameters
     ----------
     model : torch.nn.Module
         In evaluation mode until the generator ends or is closed.
-    layers : sequence of torch.nn.Module
-        Layers of the model. One that no batch calls is not yielded; one is yielded again for a batch that calls it
-        again, or that comes to it after it was yielded.
+    stops : sequence of Stop
+        At modules of the model. One that no batch comes to is not yielded; one is yielded again for a batch that comes
+        to it again, or that comes to it after it was yielded.
     calibration : Calibration
     offload : bool
         Whether what paused forwards have computed on an accelerator is kept on the CPU.
@@ -163,9 +220,9 @@ def waiting_calls(
     Yields
     ------
     int
-        The index of the layer in `layers`.
-    list of Call
-        At least one, in the order of the batches.
+        The index of the stop in `stops`.
+    list of Call or of BlockCall
+        At least one, in the order of the batches; the second behind a block.
 
     Raises
     ------
@@ -175,13 +232,38 @@ def waiting_calls(
     caller = get_ident()
     running: list[_Forward] = []  # the one that has its turn
 
-    def watch(index: int, layer: SupportedLayer) -> RemovableHandle:
+    def is_off() -> bool:
+        return get_ident() == caller or running[-1].silent  # who may run the model at a stop
+
+    def watch_layer(index: int, layer: SupportedLayer) -> Iterator[RemovableHandle]:
         def pause(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             value = layer_input(layer, args, kwargs)
-            if value is not None and get_ident() != caller:  # who may run the model while a layer is treated
-                running[-1].pause(index, value)
+            if value is not None and not is_off():
+                running[-1].call_layer(index, value)
 
-        return layer.register_forward_pre_hook(pause, with_kwargs=True)
+        yield layer.register_forward_pre_hook(pause, with_kwargs=True)
+
+    def watch_block(index: int, block: nn.Module) -> Iterator[RemovableHandle]:
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not is_off():
+                running[-1].entered[index] = copied(args), copied(kwargs)
+
+        def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if is_off():
+                return None
+            forward = running[-1]
+            call = forward.leave_block(index)
+            if not call.again:
+                return None
+            forward.silent = True
+            try:
+                return module(*call.args, **call.kwargs)
+            finally:
+                forward.silent = False
+
+        # The first of its hooks and the last: its others run again when it does.
+        yield block.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+        yield block.register_forward_hook(leave, with_kwargs=True)
 
     under = capture_settings()
     shared = Offload() if offload else None
@@ -194,12 +276,18 @@ def waiting_calls(
     forwards = [forward_of(index, batch) for index, batch in enumerate(calibration)]
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        for index, layer in enumerate(layers):
-            stack.callback(watch(index, layer).remove)
+        for index, stop in enumerate(stops):
+            handles = (
+                watch_block(index, stop.module)
+                if stop.behind
+                else watch_layer(index, cast(SupportedLayer, stop.module))
+            )
+            for handle in handles:
+                stack.callback(handle.remove)
         for forward in forwards:
             stack.callback(forward.end)
         ready = forwards
-        waiting: dict[_Forward, Call] = {}
+        waiting: dict[_Forward, Call | BlockCall] = {}
         while True:
             for forward in ready:
                 running[:] = [forward]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from ..._arguments import as_integer
 from ...errors import InvalidArgumentError, InvalidTypeError, unknown_choice
 from ...pattern import PatternLike
 from ...solvers import Solver
@@ -25,6 +26,7 @@ from .gram import Gram
 from .layer_jobs import LayerJob, choose_layers, jobs_of, unchanged_on_error
 from .layer_problem import LayerProblem, ReconstructionMethod
 from .least_squares import LeastSquares
+from .matching import Matching, choose_blocks
 from .report import LayerFit, ReconstructionReport
 from .scores import Scores, compute_scores
 from .treatment import Refit, Treatment
@@ -52,6 +54,8 @@ def reconstruct(
     forward: ForwardFunction | None = None,
     row_weights: RowWeights | None = None,
     offload: bool = False,
+    match: Literal["blocks"] | Iterable[str] | None = None,
+    match_steps: int = 200,
     progress: bool = True,
 ) -> ReconstructionReport:
     """Prune the weights of a trained model and refit those that are kept, so that each layer's outputs change least.
@@ -94,19 +98,28 @@ def reconstruct(
     offload : bool, default False
         Keep what the model has computed on an accelerator for batches that wait in the memory of the CPU: one batch is
         on the device at a time. Parameters, buffers and the batches themselves are not moved.
+    match : "blocks", iterable of str or None, default None
+        Train each block, once its layers are fitted, until it answers what it answered in the dense model: what its
+        masks keep, and everything else that it learns, such as biases and norms. "blocks" are the repeated modules of
+        the model, such as its transformer layers; or name modules. No labels are needed. The model runs once more on
+        every batch, and the answers of all blocks to all batches are in memory; with `offload`, in that of the CPU.
+    match_steps : int, default 200
+        Steps of Adam for each block, a batch a step. The last batch is held out: the best weights on it are kept.
     progress : bool, default True
         Show a progress bar on stderr, if that is a terminal.
 
     Returns
     -------
     ReconstructionReport
-        The error of every layer before and after, and why other parameters were skipped.
+        The error of every layer before and after, that of every block that was trained, and why others were skipped.
 
     Raises
     ------
     InvalidTypeError, InvalidArgumentError, UnsupportedPatternError
         If an argument cannot be used, no layer can take the pattern, a weight or an input is NaN or infinite, there is
-        no calibration batch, one is empty, the model cannot run on one, or no layer is reached.
+        no calibration batch, one is empty, the model cannot run on one, or no layer is reached. If `match` is given
+        and the model has no such blocks, one of them is called with something that keeps state, or `sequential` is
+        False.
 
     References
     ----------
@@ -126,13 +139,37 @@ def reconstruct(
     data = Calibration(calibration, forward, row_weights)
     choices = choose_layers(model, pattern, (transposable, constraint, solver), layers, skip_ends, allow)
     jobs = jobs_of(choices)
-    statistics = [buffer for layer in batch_norm_layers(model) for buffer in layer.buffers()]
-    with unchanged_on_error(jobs, statistics) as saved, _bar(progress, len(jobs)) as advance:
-        treatment = Treatment(model, jobs, data, fit, saved, sequential=sequential, offload=offload, advance=advance)
+    matching = None if match is None else _matching(model, match, match_steps, jobs, sequential, offload)
+    others = [buffer for layer in batch_norm_layers(model) for buffer in layer.buffers()]
+    others += [] if matching is None else [value for block in matching.blocks.values() for value in block.parameters()]
+    with unchanged_on_error(jobs, others) as saved, _bar(progress, len(jobs)) as advance:
+        if matching is not None:
+            matching.record(model, data)
+        treatment = Treatment(
+            model, jobs, data, fit, saved, sequential=sequential, offload=offload, matching=matching, advance=advance
+        )
         treatment.run()
         refreshed = reestimate_batch_norm(model, data) if batch_norm else 0
     left = [(choice.name, choice.reason) for choice, _ in choices if not choice.taken]
-    return ReconstructionReport(tuple(treatment.reports.values()), tuple(left), refreshed, treatment.seconds)
+    left += [] if matching is None else [(name, f"not matched: {why}") for name, why in matching.left.items()]
+    return ReconstructionReport(
+        tuple(treatment.reports.values()), tuple(left), refreshed, treatment.seconds, treatment.matches
+    )
+
+
+def _matching(
+    model: nn.Module,
+    match: str | Iterable[str],
+    steps: int,
+    jobs: Sequence[LayerJob],
+    sequential: bool,
+    offload: bool,
+) -> Matching:
+    """Check what `match` and `match_steps` ask for."""
+    if not sequential:
+        raise InvalidArgumentError(f"`match` must be None with sequential=False, got {match!r}. Leave one of them out.")
+    steps = as_integer(steps, argument="match_steps", least=1)
+    return Matching(choose_blocks(model, match, [job.name for job in jobs]), steps, offload=offload)
 
 
 def _as_method(method: str | ReconstructionMethod) -> ReconstructionMethod:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ...pattern import Pattern
 from ...shown import shown
+from .block_matching import BlockMatch
 
 __all__ = ["LayerFit", "ReconstructionReport", "Seconds"]
 
@@ -48,11 +50,14 @@ class Seconds:
         Gram matrices.
     solving : float
         Masks and refitting.
+    matching : float
+        Training blocks.
     """
 
     forward: float = 0.0
     gram: float = 0.0
     solving: float = 0.0
+    matching: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +74,29 @@ class ReconstructionReport:
         How many batch-norm layers were re-estimated.
     seconds : Seconds
         Where the time went, batch normalisation left out.
+    matches : mapping of str to BlockMatch
+        What training each block has reached, by its name.
     """
 
     fits: tuple[LayerFit, ...]
     left: tuple[tuple[str, str], ...]
     batch_norm_layers: int
     seconds: Seconds = field(default_factory=Seconds, compare=False)
+    matches: Mapping[str, BlockMatch] = field(default_factory=dict)
 
     def __str__(self) -> str:
         left = [(shown(name), why) for name, why in self.left]
-        width = max(len(name) for name in [*(shown(fit.name) for fit in self.fits), *(name for name, _ in left)])
-        fitted = [
+        matches = [(shown(name), match) for name, match in self.matches.items()]
+        names = [*(shown(fit.name) for fit in self.fits), *(name for name, _ in [*left, *matches])]
+        width = max(map(len, names))
+        lines = [
             f"+ {shown(fit.name):{width}}  {fit.pattern}  error {fit.error_masked:.3e} -> {fit.error_fitted:.3e}  "
             f"{fit.note}"
             for fit in self.fits
         ]
-        return "\n".join(line.rstrip() for line in fitted + [f"- {name:{width}}  {why}" for name, why in left])
+        lines += [
+            f"+ {name:{width}}  block  error {match.error_before:.3e} -> {match.error_after:.3e}"
+            for name, match in matches
+        ]
+        lines += [f"- {name:{width}}  {why}" for name, why in left]
+        return "\n".join(map(str.rstrip, lines))

@@ -12,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from time import perf_counter
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, cast
 
 from torch import Tensor, nn
 
 from ...errors import InvalidArgumentError
+from .block_matching import BlockMatch
 from .calibration import Calibration
 from .gram import Gram, collect_gram, sees_as
 from .layer_jobs import LayerJob, Saved
-from .lockstep import Call, waiting_calls
+from .lockstep import BlockCall, Call, Stop, waiting_calls
+from .matching import Matching
 from .report import LayerFit, Seconds
 
 __all__ = ["FitFunction", "Refit", "Treatment"]
@@ -63,6 +65,8 @@ class Treatment:
         Whether a layer gets its new weights as soon as it is fitted, or when all are.
     offload : bool
         As in `waiting_calls`.
+    matching : Matching or None
+        Blocks to train when their layers are fitted, with what the dense ones answer.
     advance : callable
         Gets the number of fitted layers, and the report of the last one.
 
@@ -70,6 +74,8 @@ class Treatment:
     ----------
     reports : dict of LayerJob to LayerFit
         In the order of treatment.
+    matches : dict of str to BlockMatch
+        By the name of the block, likewise.
     seconds : Seconds
     """
 
@@ -83,16 +89,20 @@ class Treatment:
         *,
         sequential: bool,
         offload: bool,
+        matching: Matching | None,
         advance: Callable[[int, LayerFit], object],
     ) -> None:
         self._model, self._jobs, self._calibration = model, jobs, calibration
         self._fit, self._saved, self._advance = fit, saved, advance
-        self._sequential, self._offload = sequential, offload
+        self._sequential, self._offload, self._matching = sequential, offload, matching
         self._collected: set[LayerJob] = set()
         self._repeated: set[nn.Module] = set()
         self._reached = False
         self._refits: dict[LayerJob, Refit] = {}  # which wait for the end, unless sequential
         self.reports: dict[LayerJob, LayerFit] = {}
+        self.matches: dict[str, BlockMatch] = {}
+        self._matched_after: dict[str, int] = {}  # how many layers had been fitted
+        self._blocks = {} if matching is None else matching.blocks
         self.seconds = Seconds()
 
     def run(self) -> None:
@@ -122,18 +132,25 @@ class Treatment:
                 self._treat(job, Gram(job.layer))
         for job, refit in self._refits.items():
             job.put(refit.weight, refit.bias)
-        self.seconds.forward = perf_counter() - start - self.seconds.gram - self.seconds.solving
+        self.seconds.forward = perf_counter() - start - self.seconds.gram - self.seconds.solving - self.seconds.matching
 
     def _pass(self) -> LayerJob | None:
         """Run the model once on every batch; return a job whose layer needs a pass of its own, or None at the end."""
-        jobs = [job for job in self._jobs if job not in self._collected]
+        places = self._places()
         seen: set[LayerJob] = set()
         last: tuple[LayerJob, list[int]] | None = None
         gram = None
-        layers = [job.layer for job in jobs]
-        with closing(waiting_calls(self._model, layers, self._calibration, offload=self._offload)) as stops:
-            for index, calls in stops:
-                job = jobs[index]
+        stops = [
+            Stop(place.layer) if isinstance(place, LayerJob) else Stop(self._blocks[place], behind=True)
+            for place in places
+        ]
+        with closing(waiting_calls(self._model, stops, self._calibration, offload=self._offload)) as waiting:
+            for index, waiting_here in waiting:
+                job = places[index]
+                if isinstance(job, str):
+                    self._match(job, cast(list[BlockCall], waiting_here))
+                    continue
+                calls = cast(list[Call], waiting_here)
                 if job in seen or job.layer in self._repeated:
                     return job
                 seen.add(job)
@@ -149,6 +166,18 @@ class Treatment:
                 self._treat(job, gram)
         return None
 
+    def _places(self) -> list[LayerJob | str]:
+        """List the jobs to come, and the name of each block that has not been trained behind the last of its layers."""
+        places: list[LayerJob | str] = []
+        for job in self._jobs:
+            if job not in self._collected:
+                places.append(job)
+            places += [name for name in self._blocks if name not in self.matches and self._jobs_in(name)[-1] is job]
+        return places
+
+    def _jobs_in(self, block: str) -> list[LayerJob]:
+        return [job for job in self._jobs if job.name.startswith(f"{block}.")]
+
     def _gram_of(self, job: LayerJob, calls: list[Call]) -> Gram:
         """Add up the inputs of the calls that wait for a layer."""
         gram = Gram(job.layer)
@@ -157,6 +186,19 @@ class Treatment:
                 gram.add(call.value, call.row_weights)
         self.seconds.gram += gram.seconds
         return gram
+
+    def _match(self, name: str, calls: list[BlockCall]) -> None:
+        """Train a block whose layers are fitted; the batches that wait behind it run it again."""
+        jobs = [job for job in self._jobs_in(name) if job in self.reports]
+        if self._matching is None or name in self.matches or not jobs or not self._matching.knows(name, calls):
+            return
+        start = perf_counter()
+        masks = {job.name.removeprefix(f"{name}."): job.layer.weight.detach() != 0 for job in jobs}
+        self.matches[name] = self._matching.match(name, calls, masks)
+        self._matched_after[name] = len(self.reports)
+        for call in calls:
+            call.again = True
+        self.seconds.matching += perf_counter() - start
 
     def _treat(self, job: LayerJob, gram: Gram) -> None:
         """Fit one layer; a sequential run goes on with its new weights."""
@@ -172,9 +214,15 @@ class Treatment:
         self._advance(len(self.reports), refit.report)
 
     def _undo_from(self, job: LayerJob) -> None:
-        """Forget a layer and those fitted after it, and make them what they were."""
+        """Forget a layer, and the layers and blocks that came after it, and make them what they were."""
         order = list(self.reports)
-        for later in order[order.index(job) :] if job in self.reports else []:
+        start = order.index(job) if job in self.reports else len(order)
+        while undone := [name for name in self.matches if self._matched_after[name] > start]:
+            for name in undone:  # which changed its layers: all of them are fitted again
+                start = min(start, *(order.index(job) for job in self._jobs_in(name) if job in self.reports))
+                self._saved.restore(self._blocks[name].parameters())
+                del self.matches[name]
+        for later in order[start:]:
             self._saved.restore(later.tensors())
             self._collected.discard(later)
             del self.reports[later]
