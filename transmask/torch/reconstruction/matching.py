@@ -179,7 +179,7 @@ def _counts_rows_of(output: Tensor, row_weights: Tensor | None) -> bool:
 def _stateful(args: Iterable[object], kwargs: Mapping[str, object]) -> str | None:
     """Name the type of the first argument that is neither a value nor made of values; None if there is none."""
     for value in (*args, *kwargs.values()):
-        if type(value) in (tuple, list):
+        if isinstance(value, tuple | list) and type(value) in (tuple, list):
             found = _stateful(value, {})
         elif type(value) is dict:
             found = _stateful((), value)
