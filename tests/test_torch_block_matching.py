@@ -142,3 +142,12 @@ def test_blocks_are_the_outermost_modules_that_repeat(make, names):
     blocks = find_blocks(model)
     assert list(blocks) == names
     assert all(model.get_submodule(name) is module for name, module in blocks.items())
+
+
+def test_a_matrix_without_a_mask_stays_as_it_is():
+    """Its zeros may be the mask of an earlier run."""
+    block, calls, outputs, masks = pruned_block()
+    down = block.down.weight.detach().clone()
+    match = match_block(block, calls, outputs, {"up.weight": masks["up.weight"]}, steps=20)
+    assert match.step > 0
+    assert torch.equal(block.down.weight, down)

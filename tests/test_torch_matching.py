@@ -253,3 +253,27 @@ def test_a_language_model_of_transformers():
     report = reconstruct(model, batches, match="blocks", forward=None)
     assert list(report.matches) == ["model.layers.0", "model.layers.1"]
     assert all(match.error_after < match.error_before for match in report.matches.values())
+
+
+def test_what_an_earlier_run_pruned_stays_pruned():
+    model, batches = model_and_batches("encoder")
+    reconstruct(model, batches, layers="*.up")
+    first = {name: value == 0 for name, value in model.named_parameters() if name.endswith("up.weight")}
+    matched(model, batches, layers="*.down")
+    assert all(torch.equal(model.get_parameter(name) == 0, zeros) for name, zeros in first.items())
+    assert all(zeros.any() for zeros in first.values())
+
+
+def test_under_autocast_a_block_runs_again_with_its_new_weights():
+    """Torch keeps copies of weights in lower precision, which must not outlive them."""
+    torch.manual_seed(0)
+    model, batches = Encoder().eval(), [tokens(seed, 5, 9, WIDTH).float() for seed in range(5)]
+    seen = []
+    with torch.autocast("cpu", torch.bfloat16):
+        handle = model.blocks[1].q.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        matched(model, batches, match=["blocks.0"], match_steps=200)
+        handle.remove()
+        with torch.no_grad():
+            expected = [model.blocks[0](batch) for batch in batches]
+    # What the second block was given last: recorded for the dense model first, then in the pass.
+    assert all(torch.equal(given, wanted) for given, wanted in zip(seen[-len(batches) :], expected, strict=True))

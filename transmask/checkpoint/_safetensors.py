@@ -28,7 +28,7 @@ __all__ = ["METADATA_KEY", "SafetensorsCheckpoint", "write_header"]
 METADATA_KEY = "transmask"
 
 WRITE_BUFFER = 1 << 20
-"""Bytes: a hundred thousand small tensors are written in a tenth of the time that the usual 8 KB take."""
+"""Bytes: the usual 8 KB mean a call of the system for every few small tensors."""
 
 # The floating types that hold a zero and one number a byte or more; but for bytes, every other tensor is copied, not
 # read. ml_dtypes knows F8_E8M0 and the 4 and 6 bit types too, but the first has no zero and the others are packed.

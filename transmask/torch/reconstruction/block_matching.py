@@ -6,9 +6,10 @@ Method
 
         sum over samples  | block(x) - y |^2
 
-    over everything the block learns, with the masks as they are, a batch a step, at a rate that falls to 0 along half a
-    cosine. The last batch is held out: the best iterate on it is kept. No label and nothing beyond the block is needed.
-    Weights of half precision are trained as float32 and rounded wherever the block computes.
+    over the kept weights of the masks and everything with fewer than two axes, such as biases and norms, a batch a
+    step, at a rate that falls to 0 along half a cosine. The last batch is held out: the best iterate on it is kept. No
+    label and nothing beyond the block is needed. Weights of half precision are trained as float32 and rounded wherever
+    the block computes.
 Guarantee
     The error on the batch held out does not grow.
 Cost
@@ -112,12 +113,12 @@ def match_block(
         Modified in place; unchanged if an error is raised. Runs in evaluation mode, and calls its own hooks.
     calls : sequence of (tuple, dict)
         The positional and keyword arguments of one call for every batch, with nothing that keeps state, such as a cache
-        of keys and values.
-        The last call is held out if there are several.
+        of keys and values. The last call is held out if there are several.
     outputs : sequence
         What the dense block answered: tensors, or sequences or mappings whose first tensor counts.
     masks : mapping of str to torch.Tensor of bool
-        For parameters by their names in the block. What they prune is 0 and stays 0; the others are trained whole.
+        For parameters by their names in the block. What they prune is 0 and stays 0. Other matrices are not trained:
+        their zeros may be the mask of an earlier run.
     steps : int
         At least 1; a few hundred.
     row_weights : sequence of torch.Tensor or None, optional
@@ -178,7 +179,11 @@ class _Trainer:
     def __init__(self, block: nn.Module, masks: Mapping[str, Tensor], steps: int) -> None:
         self._block = block
         self._masks = {name: mask.to(block.get_parameter(name).device) for name, mask in masks.items()}
-        self._dtypes = {name: value.dtype for name, value in block.named_parameters() if value.is_floating_point()}
+        self._dtypes = {
+            name: value.dtype
+            for name, value in block.named_parameters()
+            if name in masks or (value.ndim < 2 and value.is_floating_point())
+        }
         self._values = {name: _widened(block.get_parameter(name).detach()).requires_grad_() for name in self._dtypes}
         self._optimizer = torch.optim.Adam(self._values.values(), lr=_LEARNING_RATE)
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, steps)

@@ -48,8 +48,8 @@ class Call:
     ----------
     batch : int
         Whose forward waits.
-    layer : int
-        The index of the layer.
+    stop : int
+        The index of the stop.
     value : torch.Tensor
         What the layer is called with.
     row_weights : torch.Tensor or None
@@ -61,7 +61,7 @@ class Call:
     """
 
     batch: int
-    layer: int
+    stop: int
     value: Tensor
     row_weights: Tensor | None
     same_input: bool
@@ -78,8 +78,8 @@ class BlockCall:
 
     Attributes
     ----------
-    batch, layer, row_weights, offloaded
-        As in `Call`; `layer` is the index of the stop.
+    batch, stop, row_weights, offloaded
+        As in `Call`.
     args, kwargs : tuple, dict
         Copies of what the block was called with.
     again : bool
@@ -87,7 +87,7 @@ class BlockCall:
     """
 
     batch: int
-    layer: int
+    stop: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     row_weights: Tensor | None
@@ -201,6 +201,56 @@ class _Forward:
         self._answers.put(answer)
 
 
+class _Turn:
+    """Whose turn it is."""
+
+    def __init__(self) -> None:
+        self._caller = get_ident()
+        self.forward: _Forward | None = None
+
+    def holder(self) -> _Forward | None:
+        """Return the forward that runs; None while nothing is to pause: at a stop, or where a block runs again."""
+        if get_ident() == self._caller or self.forward is None or self.forward.silent:
+            return None
+        return self.forward
+
+
+def _watch_layer(turn: _Turn, index: int, layer: SupportedLayer) -> list[RemovableHandle]:
+    """Pause before a layer."""
+
+    def pause(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value, forward = layer_input(layer, args, kwargs), turn.holder()
+        if value is not None and forward is not None:
+            forward.call_layer(index, value)
+
+    return [layer.register_forward_pre_hook(pause, with_kwargs=True)]
+
+
+def _watch_block(turn: _Turn, index: int, block: nn.Module) -> list[RemovableHandle]:
+    """Pause behind a block, and run it again if that is asked for."""
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (forward := turn.holder()) is not None:
+            forward.entered[index] = copied(args), copied(kwargs)
+
+    def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        forward = turn.holder()
+        call = None if forward is None else forward.leave_block(index)
+        if forward is None or call is None or not call.again:
+            return None
+        forward.silent = True
+        try:
+            return module(*call.args, **call.kwargs)
+        finally:
+            forward.silent = False
+
+    # The first of its hooks and the last: its others run again when it does.
+    return [
+        block.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
+        block.register_forward_hook(leave, with_kwargs=True),
+    ]
+
+
 def waiting_calls(
     model: nn.Module, stops: Sequence[Stop], calibration: Calibration, *, offload: bool
 ) -> Generator[tuple[int, list[Call | BlockCall]], None, None]:
@@ -229,42 +279,7 @@ def waiting_calls(
     InvalidTypeError, InvalidArgumentError
         As `Calibration.run`.
     """
-    caller = get_ident()
-    running: list[_Forward] = []  # the one that has its turn
-
-    def is_off() -> bool:
-        return get_ident() == caller or running[-1].silent  # who may run the model at a stop
-
-    def watch_layer(index: int, layer: SupportedLayer) -> Iterator[RemovableHandle]:
-        def pause(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            value = layer_input(layer, args, kwargs)
-            if value is not None and not is_off():
-                running[-1].call_layer(index, value)
-
-        yield layer.register_forward_pre_hook(pause, with_kwargs=True)
-
-    def watch_block(index: int, block: nn.Module) -> Iterator[RemovableHandle]:
-        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not is_off():
-                running[-1].entered[index] = copied(args), copied(kwargs)
-
-        def leave(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if is_off():
-                return None
-            forward = running[-1]
-            call = forward.leave_block(index)
-            if not call.again:
-                return None
-            forward.silent = True
-            try:
-                return module(*call.args, **call.kwargs)
-            finally:
-                forward.silent = False
-
-        # The first of its hooks and the last: its others run again when it does.
-        yield block.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
-        yield block.register_forward_hook(leave, with_kwargs=True)
-
+    turn = _Turn()
     under = capture_settings()
     shared = Offload() if offload else None
 
@@ -277,12 +292,8 @@ def waiting_calls(
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         for index, stop in enumerate(stops):
-            handles = (
-                watch_block(index, stop.module)
-                if stop.behind
-                else watch_layer(index, cast(SupportedLayer, stop.module))
-            )
-            for handle in handles:
+            watch = _watch_block if stop.behind else _watch_layer
+            for handle in watch(turn, index, cast(SupportedLayer, stop.module)):
                 stack.callback(handle.remove)
         for forward in forwards:
             stack.callback(forward.end)
@@ -290,12 +301,12 @@ def waiting_calls(
         waiting: dict[_Forward, Call | BlockCall] = {}
         while True:
             for forward in ready:
-                running[:] = [forward]
+                turn.forward = forward
                 if (call := forward.go_on()) is not None:
                     waiting[forward] = call
                 del call  # nothing here may keep its tensor
             if not waiting:
                 return
-            first = min(call.layer for call in waiting.values())
-            ready = [forward for forward in forwards if forward in waiting and waiting[forward].layer == first]
+            first = min(call.stop for call in waiting.values())
+            ready = [forward for forward in forwards if forward in waiting and waiting[forward].stop == first]
             yield first, [waiting.pop(forward) for forward in ready]

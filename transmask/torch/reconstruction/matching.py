@@ -128,7 +128,9 @@ class Matching:
             for name in self.blocks:
                 stack.callback(watch(name).remove)
             calibration.run(model, before=begin)
-        self.left |= {name: "not called" for name, answers in self._answers.items() if not answers} | self.left
+        for name, answers in self._answers.items():
+            if not answers:
+                self.left.setdefault(name, "not called")
         for name in self.left:
             del self.blocks[name], self._answers[name]
 

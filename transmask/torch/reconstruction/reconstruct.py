@@ -99,10 +99,10 @@ def reconstruct(
         Keep what the model has computed on an accelerator for batches that wait in the memory of the CPU: one batch is
         on the device at a time. Parameters, buffers and the batches themselves are not moved.
     match : "blocks", iterable of str or None, default None
-        Train each block, once its layers are fitted, until it answers what it answered in the dense model: what its
-        masks keep, and everything else that it learns, such as biases and norms. "blocks" are the repeated modules of
-        the model, such as its transformer layers; or name modules. No labels are needed. The model runs once more on
-        every batch, and the answers of all blocks to all batches are in memory; with `offload`, in that of the CPU.
+        Train each block, once its layers are fitted, to answer what it answered in the dense model: what the masks
+        keep, biases and norms, but no matrix that is not treated. "blocks" are the repeated modules of the model, such
+        as its transformer layers; or name modules. No labels are needed. The model runs once more on every batch, and
+        the answers of all blocks to all batches are in memory; with `offload`, in that of the CPU.
     match_steps : int, default 200
         Steps of Adam for each block, a batch a step. The last batch is held out: the best weights on it are kept.
     progress : bool, default True
