@@ -50,6 +50,9 @@ def test_batches_change_nothing(tmp_path, monkeypatch, solver, threads):
     assert written[0] == written[1]
     assert told[0] == told[1]
     assert any(outcome.unproven for outcome in told[0]) == (solver == "greedy")
+    for outcome in told[0]:
+        assert outcome.gap == pytest.approx(1 - outcome.kept / outcome.upper_bound, abs=1e-12)
+        assert (outcome.gap > 1e-12) == (outcome.unproven > 0)
 
 
 def test_masks_alone(tmp_path, monkeypatch):

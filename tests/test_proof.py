@@ -339,3 +339,13 @@ def test_the_bound_of_any_duals_in_exact_arithmetic(constraint):
         exact = naive.dual_bound(scores, u[:, 0], v[0], 2) - naive.kept_value(scores, mask)
         found = prove(scores, mask, (u, v), tm.Pattern(2, 4), constraint, threads=1)
         assert found.distance == pytest.approx(float(exact), rel=1e-13)
+
+
+@pytest.mark.parametrize(("off", "is_near"), [(1e-10, True), (1e-3, False)])
+def test_a_part_is_near_if_its_gap_may_be_the_rounding_of_duals(off, is_near):
+    scores = np.eye(4) + 0.0
+    u, v = np.full((4, 1), off), np.zeros((1, 4))
+    found = prove(scores, np.eye(4, dtype=bool), (u, v + 1), tm.Pattern(1, 4), "exactly", threads=1)
+    assert found.worst_gap == pytest.approx(off, rel=1e-3)
+    assert (found.unproven, len(found.unproven_parts)) == (1, 1)
+    assert len(found.near_parts) == is_near
