@@ -27,7 +27,7 @@ __all__ = ["METADATA_KEY", "SafetensorsCheckpoint", "write_header"]
 
 METADATA_KEY = "transmask"
 
-WRITE_BUFFER = 1 << 20
+WRITE_BUFFER = 1 << 18
 """Bytes: the usual 8 KB mean a call of the system for every few small tensors."""
 
 # The floating types that hold a zero and one number a byte or more; but for bytes, every other tensor is copied, not
