@@ -94,7 +94,7 @@ def sharded(tmp_path):
 def test_a_missing_shard(tmp_path):
     index = sharded(tmp_path)
     (index.parent / "2.safetensors").unlink()
-    refuses(index, "names the shard '2.safetensors' for 1 tensors, but the file is missing")
+    refuses(index, "names the shard '2.safetensors', which holds 1 of 2 tensors, but the file is missing")
 
 
 def test_a_damaged_shard(tmp_path):

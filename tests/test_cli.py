@@ -181,7 +181,7 @@ def test_check_names_the_first_offender_and_ends_with_1(model, capsys, monkeypat
     done = transmask("check", "new.safetensors", "-p", "2:4", cwd=model)
     assert done.returncode == 1
     assert done.stdout.endswith(
-        "failed: 1 of 2 tensors do not hold 2:4 at most in rows and columns\n"
+        "failed: 1 of 2 tensors does not hold 2:4 at most in rows and columns\n"
         "first:  conv.weight: matrix (1, 2), row 6, columns 0 to 3 keeps 3, more than 2 of 4\n"
     )
     assert main(["check", "new.safetensors", "-p", "2:4", "--json"]) == 1

@@ -86,8 +86,8 @@ class ShardedCheckpoint(Checkpoint):
         except FileNotFoundError:
             n_tensors = sum(home == name for home in weight_map.values())
             raise CheckpointError(
-                f"{str(self.path)!r} names the shard {name!r} for {n_tensors} tensors, but the file is missing. "
-                "Was the checkpoint copied completely?"
+                f"{str(self.path)!r} names the shard {name!r}, which holds {n_tensors} of {len(weight_map)} tensors, "
+                "but the file is missing. Was the checkpoint copied completely?"
             ) from None
         for tensor in shard.tensors:
             home = weight_map.get(tensor.name)

@@ -41,6 +41,7 @@ __all__ = [
     "seconds",
     "shape",
     "streams",
+    "things",
     "warnings_as_lines",
 ]
 
@@ -201,3 +202,8 @@ def shape(sides: Sequence[int]) -> str:
 def count(value: float) -> str:
     """Format a number of things, 1234567 as "1,234,567"."""
     return f"{value:,.0f}"
+
+
+def things(number: int, noun: str) -> str:
+    """Format a number of things with their name, "1 tensor" or "2,345 tensors"."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"

@@ -10,7 +10,7 @@ import typer
 
 from ..tables import Column
 from ._options import JsonOption
-from ._output import DONE, count, percent, print_json, print_line, print_table, shape
+from ._output import DONE, count, percent, print_json, print_line, print_table, shape, things
 from ._progress import TensorProgress
 
 if TYPE_CHECKING:
@@ -65,7 +65,8 @@ def apply(
         return DONE
     print_table(rows, COLUMNS)
     print_line()
-    print_line(f"applied {len(rows)} masks, which set {count(sum(row['zeroed'] for row in rows))} entries to zero")
+    zeroed = things(sum(row["zeroed"] for row in rows), "weight")
+    print_line(f"applied {things(len(rows), 'mask')}, set {zeroed} to zero")
     print_line(f"wrote   {output}")
     return DONE
 

@@ -18,7 +18,7 @@ from ._options import (
     axes_by_name,
     given_recipe,
 )
-from ._output import CHECK_FAILED, DONE, percent, print_json, print_line, print_table, shape
+from ._output import CHECK_FAILED, DONE, percent, print_json, print_line, print_table, shape, things
 from ._patterns import listed_patterns, only_pattern, with_patterns
 from ._progress import TensorProgress
 
@@ -84,10 +84,12 @@ def check(
     print_line()
     rule = f"{listed_patterns(plan.patterns)} {plan.constraint.replace('_', ' ')} in rows and columns"
     if bad:
-        print_line(f"failed: {len(bad)} of {len(rows)} tensors do not hold {rule}")
+        print_line(
+            f"failed: {len(bad)} of {things(len(rows), 'tensor')} {'does' if len(bad) == 1 else 'do'} not hold {rule}"
+        )
         print_line(f"first:  {bad[0]['name']}: {bad[0]['first_offender']}")
         return CHECK_FAILED
-    print_line(f"ok: {len(rows)} tensors hold {rule}")
+    print_line(f"ok: {things(len(rows), 'tensor')} {'holds' if len(rows) == 1 else 'hold'} {rule}")
     return DONE
 
 

@@ -26,7 +26,7 @@ from ._options import (
     axes_by_name,
     given_recipe,
 )
-from ._output import DONE, count, gap, percent, print_json, print_line, print_table, seconds, shape
+from ._output import DONE, count, gap, percent, print_json, print_line, print_table, seconds, shape, things
 from ._patterns import listed_patterns, only_pattern, with_patterns
 from ._progress import TensorProgress
 
@@ -231,9 +231,10 @@ def _print_report(report: dict[str, Any], patterns: str) -> None:
     rule = f"{patterns} {report['constraint'].replace('_', ' ')}, solver {solver}"
     if summary is None:
         n_weights = sum(math.prod(row["shape"]) for row in report["pruned"])
-        print_line(f"would prune {len(report['pruned'])} tensors, {count(n_weights)} weights, {rule}; nothing written")
+        would = f"would prune {things(len(report['pruned']), 'tensor')}, {count(n_weights)} weights"
+        print_line(f"{would}, {rule}; nothing written")
         return
-    print_line(f"pruned {summary['tensors']} tensors, {count(summary['weights'])} weights, {rule}")
+    print_line(f"pruned {things(summary['tensors'], 'tensor')}, {count(summary['weights'])} weights, {rule}")
     print_line(f"kept   {percent(summary['kept_fraction'])} of the sum of magnitudes")
     in_all, worst = (gap(summary[key], summary["unproven_blocks"]) for key in ("gap", "worst_gap"))
     print_line(f"gap    {in_all} in all, {worst} in the worst tensor")
