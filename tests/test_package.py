@@ -237,7 +237,7 @@ def test_the_version_is_the_one_in_setup_cfg():
 
 
 def test_the_wings_of_torch_do_not_import_each_other():
-    """Training and reconstruction share what lies above them, which imports neither."""
+    """Training and reconstruction share what lies above them, which imports neither; model_folder is built on one."""
     folder = FOLDERS["transmask"] / "torch"
     for file in folder.rglob("*.py"):
         if file == folder / "__init__.py":
@@ -247,4 +247,5 @@ def test_the_wings_of_torch_do_not_import_each_other():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level:
                 target = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
-                assert {"training", "reconstruction"} & {*target} <= {wing}, file
+                built_on = {"reconstruction"} if wing == "model_folder" else set()
+                assert {"training", "reconstruction"} & {*target} <= {wing} | built_on, file

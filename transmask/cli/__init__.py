@@ -35,6 +35,7 @@ from .demo import demo
 from .diversity import diversity
 from .precompile import precompile
 from .prune import prune
+from .reconstruct import reconstruct
 from .sad import sad
 from .solvers import solvers
 
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 app.command("prune")(prune)
 app.command("apply")(apply)
+app.command("reconstruct")(reconstruct)
 app.command("check")(check)
 app.command("compare")(compare)
 app.command("diversity")(diversity)

@@ -2,13 +2,14 @@
 
     training/         masks on a model: sparsify, the controller, the masked weight, what happens around a step, loading
     reconstruction/   a trained model pruned in one shot: Gram matrices, the problem of a layer, methods that solve it
+    model_folder/     that, for a folder as Hugging Face writes it
     selection.py      which parameters are taken, and why the others are not
     layouts.py        how a parameter is seen as matrices: where a new kind of layer goes
     mask_rule.py      which masks are wanted, and who finds them
     masks.py          the mask of one tensor
     semi_structured.py   finished 2:4 weights for sparse tensor cores
 
-The two wings do not import each other, and what both use imports neither.
+Training and reconstruction do not import each other, and what both use imports neither.
 """
 
 from .._imports import import_whole
@@ -23,6 +24,7 @@ except ModuleNotFoundError as error:
 
 from ..packing import Packed, pack, unpack
 from .masks import transposable_mask
+from .model_folder import reconstruct_folder
 from .reconstruction import (
     ALPS,
     AdaPrune,
@@ -69,6 +71,7 @@ __all__ = [
     "convert_unstructured",
     "pack",
     "reconstruct",
+    "reconstruct_folder",
     "sparsify",
     "sparsify_by_threshold",
     "supported_pattern",

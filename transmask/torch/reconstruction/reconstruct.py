@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from torch import Tensor, nn
 
 from ..._arguments import as_integer
 from ...errors import InvalidArgumentError, InvalidTypeError, unknown_choice
 from ...pattern import PatternLike
+from ...shown import shown
 from ...solvers import Solver
 from ..layouts import Allowed
 from ..selection import LayerFilter
@@ -56,7 +58,7 @@ def reconstruct(
     offload: bool = False,
     match: Literal["blocks"] | Iterable[str] | None = None,
     match_steps: int = 200,
-    progress: bool = True,
+    progress: bool | Callable[[int, int, LayerFit], object] = True,
 ) -> ReconstructionReport:
     """Prune the weights of a trained model and refit those that are kept, so that each layer's outputs change least.
 
@@ -105,8 +107,9 @@ def reconstruct(
         the answers of all blocks to all batches are in memory; with `offload`, in that of the CPU.
     match_steps : int, default 200
         Steps of Adam for each block, a batch a step. The last batch is held out: the best weights on it are kept.
-    progress : bool, default True
-        Show a progress bar on stderr, if that is a terminal.
+    progress : bool or callable, default True
+        Show a progress bar on stderr, if that is a terminal. Or what to call with each layer that is fitted: how many
+        are, of how many, and its LayerFit. A layer that has to be fitted again counts down.
 
     Returns
     -------
@@ -142,7 +145,7 @@ def reconstruct(
     matching = None if match is None else _matching(model, match, match_steps, jobs, sequential, offload)
     others = [buffer for layer in batch_norm_layers(model) for buffer in layer.buffers()]
     others += [] if matching is None else [value for block in matching.blocks.values() for value in block.parameters()]
-    with unchanged_on_error(jobs, others) as saved, _bar(progress, len(jobs)) as advance:
+    with unchanged_on_error(jobs, others) as saved, _shown(progress, len(jobs)) as advance:
         if matching is not None:
             matching.record(model, data)
         treatment = Treatment(
@@ -219,17 +222,22 @@ def _fit(job: LayerJob, gram: Gram, *, method: ReconstructionMethod, scores: Sco
 
 
 @contextmanager
-def _bar(wanted: bool, total: int) -> Iterator[Callable[[int, LayerFit], object]]:
-    """Show each layer's error before and after, on a terminal."""
+def _shown(
+    progress: bool | Callable[[int, int, LayerFit], object], total: int
+) -> Iterator[Callable[[int, LayerFit], object]]:
+    """Show each layer's error before and after, on a terminal, or tell the caller."""
+    if callable(progress):
+        yield lambda done, fit: progress(done, total, fit)
+        return
     console = Console(stderr=True)
-    if not (wanted and console.is_terminal):
+    if not (progress and console.is_terminal):
         yield lambda done, fit: None
         return
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("reconstruct", total=total)
 
         def advance(done: int, fit: LayerFit) -> None:
-            text = f"{fit.name}: error {fit.error_masked:.1e} -> {fit.error_fitted:.1e}"
+            text = f"{escape(shown(fit.name))}: error {fit.error_masked:.1e} -> {fit.error_fitted:.1e}"
             bar.update(task, completed=done, description=text)
 
         yield advance
