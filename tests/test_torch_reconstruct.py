@@ -233,7 +233,6 @@ class Unreached(nn.Module):
         (two_layers, [data(8, 32)], {"pattern": {}}, "`pattern` must name at least one weight, got an empty mapping"),
         (two_layers, [data(8, 32)], {"pattern": {"0.weight": "2:4"}, "skip_ends": True}, "must be left out where"),
         (two_layers, [data(8, 32)], {"pattern": {"1.weight": "2:4"}}, "`layers` must name parameters or modules"),
-        (lambda: nn.MultiheadAttention(8, 2), [data(8, 8)], {}, "inside MultiheadAttention, where its inputs cannot"),
         (
             lambda: nn.ConvTranspose1d(8, 8, 2),
             [data(8, 8)],

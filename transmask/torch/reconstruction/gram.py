@@ -22,13 +22,14 @@ from torch.nn.functional import pad
 
 from ..layouts import holds_inputs_first
 from ..selection import WeightChoice, refuse_other_than_module, untrainable
+from .attention import Projection, can_be_observed
 from .calibration import Calibration
 
 __all__ = ["Gram", "SupportedLayer", "collect_gram", "layer_input", "layer_rows", "sees_as", "unobservable"]
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
-SupportedLayer = nn.Linear | Convolution
+SupportedLayer = nn.Linear | Convolution | Projection
 """What can be observed and refitted; also the Conv1D of transformers, which has the attributes of no class of torch."""
 
 _CHUNK_ENTRIES = 1 << 22  # 32 MB of float64 at a time
@@ -37,11 +38,18 @@ _CHUNK_ENTRIES = 1 << 22  # 32 MB of float64 at a time
 def unobservable(model: nn.Module) -> Callable[[WeightChoice], str]:
     """Return a function that tells why no hook sees the inputs of a weight of `model`, or "" if one does."""
     refuse_other_than_module(model, "model")
-    attended = {id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)}
+    hidden = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention) and not can_be_observed(module)
+    ]
+    closed = {id(module) for attention in hidden for module in (attention, attention.out_proj)}
 
     def why(choice: WeightChoice) -> str:
-        if isinstance(choice.module, nn.MultiheadAttention) or id(choice.module) in attended:
-            return "inside MultiheadAttention, where its inputs cannot be observed"
+        if id(choice.module) in closed:
+            return "inside an attention with a forward of its own, where its inputs cannot be observed"
+        if isinstance(choice.module, nn.MultiheadAttention):
+            return untrainable(choice)
         if not isinstance(choice.module, SupportedLayer) and not holds_inputs_first(choice.module):
             return "neither a linear layer nor a convolution"
         return untrainable(choice)
@@ -56,7 +64,7 @@ class Gram:
     ----------
     matrix : torch.Tensor of float64, shape (groups, D, D), or None
         On the device of the inputs; None before the first call. The last of D is the input of ones, if the layer has a
-        bias.
+        bias. Of an attention layer whose queries, keys and values are one tensor, (1, D, D).
     rows : int
         How many rows have been added, those of weight 0 left out.
     seconds : float
@@ -84,7 +92,7 @@ class Gram:
         begin = _clock(value)
         weights = _weights_of(self._layer, value, row_weights)
         if weights is not None:
-            value = value.reshape(-1, value.shape[-1])[weights > 0]
+            value = value.reshape(-1, value.shape[-1])[weights > 0][None]
             roots = weights[weights > 0].to(torch.float64).sqrt()[:, None]
         start = 0
         for rows in layer_rows(self._layer, value):
@@ -93,9 +101,14 @@ class Gram:
                 values = values * roots[start : start + values.shape[1]]
             start += values.shape[1]
             product = values.mT @ values
-            self.matrix = product if self.matrix is None else self.matrix.add_(product)
+            self.matrix = product if self.matrix is None else _added(self.matrix, product)
         self.rows += start
         self.seconds += _clock(value) - begin
+
+
+def _added(matrix: Tensor, product: Tensor) -> Tensor:
+    """Add in place, unless a call of an attention layer had one tensor for all of its inputs, and another has three."""
+    return matrix.add_(product) if len(matrix) >= len(product) else matrix + product
 
 
 def _clock(value: Tensor) -> float:
@@ -110,6 +123,10 @@ def _weights_of(layer: SupportedLayer, value: Tensor, row_weights: Tensor | None
     if row_weights is None or isinstance(layer, Convolution):
         return None
     rows = value.shape[:-1]
+    if isinstance(layer, Projection):
+        if len(value) > 1:
+            return None
+        rows = rows[1:]
     if rows != row_weights.shape and (len(rows) != 1 or rows[0] != row_weights.numel()):
         return None
     weights = row_weights.reshape(-1).to(value.device)
@@ -128,6 +145,8 @@ def sees_as(layer: SupportedLayer, other: SupportedLayer) -> bool:
 
 def layer_input(layer: SupportedLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Return the tensor that a layer is called with, or None if the layer will complain about it."""
+    if isinstance(layer, Projection):
+        return args[0]  # type: ignore[no-any-return]
     value = args[0] if args else kwargs.get("x" if holds_inputs_first(layer) else "input")
     if not isinstance(value, Tensor) or value.ndim == 0:
         return None
@@ -198,7 +217,7 @@ def layer_rows(layer: SupportedLayer, value: Tensor) -> Iterator[Tensor]:
 
     Parameters
     ----------
-    layer : torch.nn.Linear or convolution
+    layer : torch.nn.Linear, convolution or Projection
     value : torch.Tensor
         What the layer is called with.
 
@@ -210,9 +229,10 @@ def layer_rows(layer: SupportedLayer, value: Tensor) -> Iterator[Tensor]:
     if not value.numel():
         return
     if not isinstance(layer, Convolution):
-        flat = value.reshape(1, -1, value.shape[-1])
-        chunks = torch.split(flat, max(1, _CHUNK_ENTRIES // max(1, flat.shape[2])), dim=1)
-        yield from (_with_ones(layer, chunk) for chunk in chunks)
+        parts = len(value) if isinstance(layer, Projection) else 1
+        flat = value.reshape(parts, -1, value.shape[-1])
+        chunks = torch.split(flat, max(1, _CHUNK_ENTRIES // (parts * flat.shape[2])), dim=1)
+        yield from (chunk if isinstance(layer, Projection) else _with_ones(layer, chunk) for chunk in chunks)
         return
     batch = value if value.ndim == len(layer.kernel_size) + 2 else value.unsqueeze(0)
     entries = max(1, batch[0].numel() * math.prod(layer.kernel_size) // math.prod(layer.stride))

@@ -16,6 +16,7 @@ from ...solvers import Solver
 from ..layouts import Allowed, Layout, holds_inputs_first
 from ..mask_rule import MaskRule
 from ..selection import LayerFilter, WeightChoice, select_weights
+from .attention import Projection
 from .gram import SupportedLayer, unobservable
 
 __all__ = ["LayerJob", "Saved", "choose_layers", "jobs_of", "unchanged_on_error"]
@@ -119,10 +120,16 @@ def choose_layers(
 def jobs_of(choices: Choices) -> list[LayerJob]:
     """Return a job for every parameter that is taken."""
     return [
-        LayerJob(choice.name, cast(SupportedLayer, choice.module), choice.layout, rule)
+        LayerJob(choice.name, _layer_of(choice), choice.layout, rule)
         for choice, rule in choices
         if choice.taken and choice.layout is not None
     ]
+
+
+def _layer_of(choice: WeightChoice) -> SupportedLayer:
+    if isinstance(choice.module, nn.MultiheadAttention):
+        return Projection(choice.module, choice.attribute)
+    return cast(SupportedLayer, choice.module)
 
 
 class Saved:

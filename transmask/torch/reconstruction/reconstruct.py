@@ -23,6 +23,7 @@ from ..layouts import Allowed
 from ..selection import LayerFilter
 from .adaprune import AdaPrune
 from .alps import ALPS
+from .attention import Projection, observable
 from .calibration import Calibration, ForwardFunction, RowWeights, batch_norm_layers, reestimate_batch_norm
 from .gram import Gram
 from .layer_jobs import LayerJob, choose_layers, jobs_of, unchanged_on_error
@@ -145,7 +146,12 @@ def reconstruct(
     matching = None if match is None else _matching(model, match, match_steps, jobs, sequential, offload)
     others = [buffer for layer in batch_norm_layers(model) for buffer in layer.buffers()]
     others += [] if matching is None else [value for block in matching.blocks.values() for value in block.parameters()]
-    with unchanged_on_error(jobs, others) as saved, _shown(progress, len(jobs)) as advance:
+    projections = [job.layer for job in jobs if isinstance(job.layer, Projection)]
+    with (
+        unchanged_on_error(jobs, others) as saved,
+        observable(model, projections),
+        _shown(progress, len(jobs)) as advance,
+    ):
         if matching is not None:
             matching.record(model, data)
         treatment = Treatment(
@@ -198,19 +204,20 @@ def _fit(job: LayerJob, gram: Gram, *, method: ReconstructionMethod, scores: Sco
         raise InvalidArgumentError(
             f"`calibration` must give finite activations, got NaN or infinite inputs of {job.name}."
         )
-    groups = len(gram.matrix)
+    groups = max(len(gram.matrix), job.layout.parts)
+    matrix = gram.matrix.expand(groups, -1, -1)
     dense = weight.to(torch.float64, copy=True).reshape(groups, weight.shape[0] // groups, -1)
     inputs = dense.shape[2]
 
     def find_mask(values: Tensor) -> Tensor:
         return job.find_mask(values.reshape(weight.shape)).reshape(values.shape)
 
-    values = compute_scores(scores, weight, gram.matrix, squared=job.rule.transposable, name=job.name)
+    values = compute_scores(scores, weight, matrix, squared=job.rule.transposable, name=job.name)
     kept = find_mask(values).reshape(dense.shape)
     if bias is not None:
         dense = torch.cat([dense, bias.to(torch.float64).reshape(groups, -1, 1)], dim=2)
         kept = torch.cat([kept, torch.ones_like(kept[:, :, :1])], dim=2)
-    problem = LayerProblem(dense, kept, gram.matrix, bias is not None, find_mask)
+    problem = LayerProblem(dense, kept, matrix, bias is not None, find_mask)
     fit = method.fit(problem, name=job.name)
     if fit.mask is not None:
         problem = replace(problem, mask=fit.mask)
