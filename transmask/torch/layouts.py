@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..blocks import Array
+from ..errors import InvalidArgumentError
 
-__all__ = ["ALLOWED", "PRUNED_LIVE", "Allowed", "Layout", "holds_inputs_first", "layout_of"]
+__all__ = ["ALLOWED", "PRUNED_LIVE", "Allowed", "Layout", "declared_layout", "holds_inputs_first", "layout_of"]
 
 Allowed: TypeAlias = Literal["grouped", "depthwise", "transposed"]
 """Kinds of convolutions that are taken only on request."""
@@ -37,22 +38,61 @@ class Layout:
         of an attention layer.
     reduction : {0, 1}
         The axis of the parameter that the forward product sums over: 0 for transposed convolutions and for the Conv1D
-        of transformers, else 1.
+        of transformers, else 1. Of a stack, the axis of its matrices.
+    stacked : bool
+        Whether the parameter is a stack of matrices, (E, R, C), as experts are; `parts` is 1 then.
+    declared : bool
+        Whether the caller said so, of a module that is not known.
     """
 
     parts: int = 1
     reduction: Literal[0, 1] = 1
+    stacked: bool = False
+    declared: bool = False
 
     def matrices(self, array: Array) -> Array:
-        """View an array of the parameter's shape as (parts, R, C, ...); the matrices lie on axes (1, 2)."""
+        """View an array of the parameter's shape as (parts, R, C, ...) or (E, R, C): matrices on axes (1, 2)."""
+        if self.stacked:
+            return array
         return array.reshape(self.parts, array.shape[0] // self.parts, *array.shape[1:], copy=False)
 
     def sides(self, shape: Sequence[int]) -> tuple[int, int]:
         """Return R and C of each matrix of a parameter of this shape."""
-        return shape[0] // self.parts, shape[1]
+        return (shape[1], shape[2]) if self.stacked else (shape[0] // self.parts, shape[1])
+
+    def batch(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of what is left of `matrices` without the axes (1, 2)."""
+        return (shape[0],) if self.stacked else (self.parts, *shape[2:])
 
 
-def layout_of(module: nn.Module, attribute: str, *, allow: Collection[Allowed] = ALLOWED) -> Layout | str:
+def declared_layout(axes: tuple[int, int], shape: Sequence[int], name: str) -> Layout:
+    """Return the layout of a parameter of which the caller says what its axes are.
+
+    Parameters
+    ----------
+    axes : tuple of two int
+        That of the outputs and that of the inputs: (0, 1), (1, 0), or in a stack (1, 2), (2, 1).
+    shape : sequence of int
+    name : str
+        The parameter.
+
+    Raises
+    ------
+    InvalidArgumentError
+        If the parameter has no such matrices.
+    """
+    stacked = set(axes) == {1, 2} and len(shape) == 3
+    if not stacked and not (set(axes) == {0, 1} and len(shape) >= 2):
+        raise InvalidArgumentError(
+            f"`layouts` must give the axes of outputs and inputs, (0, 1) or (1, 0), of a stack of matrices (1, 2) or "
+            f"(2, 1), got {axes} for {name!r} of shape {tuple(shape)}."
+        )
+    return Layout(reduction=1 if axes[0] < axes[1] else 0, stacked=stacked, declared=True)
+
+
+def layout_of(
+    module: nn.Module, attribute: str, *, allow: Collection[Allowed] = ALLOWED, declared: Layout | None = None
+) -> Layout | str:
     """Return how a parameter is seen as matrices, or why it cannot be.
 
     Parameters
@@ -63,6 +103,8 @@ def layout_of(module: nn.Module, attribute: str, *, allow: Collection[Allowed] =
         Its name there.
     allow : collection of {"grouped", "depthwise", "transposed"}
         Kinds of convolutions to take.
+    declared : Layout, optional
+        What the caller says of it, if no rule here is for its module.
 
     Returns
     -------
@@ -71,7 +113,7 @@ def layout_of(module: nn.Module, attribute: str, *, allow: Collection[Allowed] =
     Examples
     --------
     >>> layout_of(nn.MultiheadAttention(8, 2), "in_proj_weight")
-    Layout(parts=3, reduction=1)
+    Layout(parts=3, reduction=1, stacked=False, declared=False)
     >>> layout_of(nn.Embedding(8, 2), "weight")
     'a look-up table: its rows are picked, not multiplied'
     """
@@ -98,6 +140,8 @@ def layout_of(module: nn.Module, attribute: str, *, allow: Collection[Allowed] =
         return "a look-up table: its rows are picked, not multiplied"
     if isinstance(module, nn.RNNBase):
         return "recurrent weights: torch reads them without the mask"
+    if declared is not None:
+        return declared
     return f"{attribute} of {type(module).__name__}: not known to be a matrix product"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import TypeAlias
@@ -18,10 +18,11 @@ from torch.nn.parameter import is_lazy
 from ..errors import InvalidArgumentError, InvalidTypeError, unknown_choice
 from ..pattern import Pattern
 from ..shown import shown
-from .layouts import ALLOWED, Allowed, Layout, layout_of
+from .layouts import ALLOWED, Allowed, Layout, declared_layout, layout_of
 
 __all__ = [
     "LayerFilter",
+    "Layouts",
     "SelectionReport",
     "WeightChoice",
     "refuse_other_than_module",
@@ -31,6 +32,9 @@ __all__ = [
 
 LayerFilter: TypeAlias = str | Iterable[str] | Callable[[str, nn.Module], bool] | None
 """Names or wildcards of parameters or of their modules, or a predicate of a parameter's name and its module."""
+
+Layouts: TypeAlias = Mapping[str, tuple[int, int]] | None
+"""Names or wildcards of parameters, and the axes of their outputs and inputs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,6 +97,7 @@ def select_weights(
     layers: LayerFilter = None,
     skip_ends: bool = False,
     allow: Collection[Allowed] = (),
+    layouts: Layouts = None,
     refuse: Callable[[WeightChoice], str] = lambda choice: "",
 ) -> SelectionReport:
     """Go through every parameter of `model`.
@@ -111,6 +116,9 @@ def select_weights(
         Leave out the first and the last weight, in the order in which the modules were registered.
     allow : collection of {"grouped", "depthwise", "transposed"}
         Kinds of convolutions to take as well; of a grouped one, each group is a matrix.
+    layouts : mapping of str to tuple of two int, optional
+        Names or wildcards of parameters that no layer of torch knows, such as the experts of a mixture in one tensor,
+        and the axes of their outputs and inputs: (1, 2) for a stack of matrices (E, out, in).
     refuse : callable, optional
         Why the caller cannot take a parameter that could be taken otherwise, or "" if it can.
 
@@ -124,14 +132,16 @@ def select_weights(
     InvalidTypeError
         If `model` is not a module, or `layers` has none of these types.
     InvalidArgumentError
-        If a name in `layers` matches no weight that can be taken, or no weight can be taken at all; the message says
-        why.
+        If a name in `layers` matches no weight that can be taken, one in `layouts` no parameter that can have them, or
+        no weight can be taken at all; the message says why.
     """
     refuse_other_than_module(model, "model")
     for kind in allow:
         if kind not in ALLOWED:
             raise unknown_choice("allow", kind, ALLOWED)
-    choices = [_judge(choice, other, pattern, transposable, allow) for choice, other in _owned(model)]
+    owned = list(_owned(model))
+    declared = _declared(layouts, [choice for choice, _ in owned])
+    choices = [_judge(choice, other, pattern, transposable, allow, declared) for choice, other in owned]
     reasons = [refuse(choice) if choice.taken else "" for choice in choices]
     choices = [choice.refused(reason) if reason else choice for choice, reason in zip(choices, reasons, strict=True)]
     choices = _filter(choices, layers)
@@ -179,14 +189,38 @@ def _owned(model: nn.Module) -> Iterator[tuple[WeightChoice, str]]:
         yield choice, next((other for other in owners[key] if other != choice.name), "")
 
 
+def _declared(layouts: Layouts, choices: list[WeightChoice]) -> dict[str, Layout]:
+    """Return the layouts that the caller declares, by parameter."""
+    if not isinstance(layouts, Mapping | None):
+        raise InvalidTypeError(
+            f"`layouts` must be a mapping from names to axes, got {layouts!r}. Such as {{'experts.up': (1, 2)}}."
+        )
+    found: dict[str, Layout] = {}
+    for pattern, axes in (layouts or {}).items():
+        if not (isinstance(axes, tuple | list) and len(axes) == 2 and all(type(axis) is int for axis in axes)):
+            raise InvalidTypeError(
+                f"`layouts` must map names to two axes, such as (1, 2), got {axes!r} for {pattern!r}."
+            )
+        hits = [choice for choice in choices if _names(pattern, choice.name)]
+        if not hits:
+            raise InvalidArgumentError(_nothing_found(pattern, hits, choices, "layouts"))
+        found |= {hit.name: declared_layout((axes[0], axes[1]), hit.shape, hit.name) for hit in hits}
+    return found
+
+
 def _judge(
-    choice: WeightChoice, shared_with: str, pattern: Pattern | None, transposable: bool, allow: Collection[Allowed]
+    choice: WeightChoice,
+    shared_with: str,
+    pattern: Pattern | None,
+    transposable: bool,
+    allow: Collection[Allowed],
+    declared: Mapping[str, Layout],
 ) -> WeightChoice:
     """Decide on one parameter, whatever `layers` says."""
     parameter = getattr(choice.module, choice.attribute)
     if is_lazy(parameter):
         return choice.refused("not initialised yet; run a forward first")
-    layout = layout_of(choice.module, choice.attribute, allow=allow)
+    layout = layout_of(choice.module, choice.attribute, allow=allow, declared=declared.get(choice.name))
     if isinstance(layout, str):
         return choice.refused(layout)
     if shared_with:
@@ -200,7 +234,7 @@ def _judge(
         return choice.refused("without an entry")
     if pattern is not None and (pattern.n == pattern.m or longest <= pattern.n or parameter.numel() == 0):
         return choice.refused(f"{pattern} would keep every entry of {size} matrices")
-    stack = layout.parts * math.prod(choice.shape[2:])
+    stack = math.prod(layout.batch(choice.shape))
     reason = f"{pattern or 'a mask'} on {f'{stack} matrices' if stack > 1 else 'a matrix'} of {size}"
     return replace(choice, reason=reason, layout=layout)
 
@@ -224,7 +258,7 @@ def _filter(choices: list[WeightChoice], layers: LayerFilter) -> list[WeightChoi
                 )
             hits = [choice for choice in choices if _names(pattern, choice.name)]
             if not any(choice.taken for choice in hits):
-                raise InvalidArgumentError(_nothing_found(pattern, hits, choices))
+                raise InvalidArgumentError(_nothing_found(pattern, hits, choices, "layers"))
             asked.update(choice.name for choice in hits)
     return [
         choice.refused("not in `layers`") if choice.taken and choice.name not in asked else choice for choice in choices
@@ -237,11 +271,11 @@ def _names(pattern: str, name: str) -> bool:
     return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
 
 
-def _nothing_found(pattern: str, hits: list[WeightChoice], choices: list[WeightChoice]) -> str:
-    """Say why a name in `layers` matches no weight."""
+def _nothing_found(pattern: str, hits: list[WeightChoice], choices: list[WeightChoice], argument: str) -> str:
+    """Say why a name matches no weight."""
     if hits:
         why = "; ".join(f"{choice.name}: {choice.reason}" for choice in hits[:4])
-        return f"`layers` must name weights that can be taken, got {pattern!r}: {why}. Leave it out."
+        return f"`{argument}` must name weights that can be taken, got {pattern!r}: {why}. Leave it out."
     close = difflib.get_close_matches(pattern, [choice.name for choice in choices], n=1, cutoff=0.5)
     hint = f"Did you mean {close[0]!r}?" if close else "model.named_parameters() lists the names."
-    return f"`layers` must name parameters or modules of the model, got {pattern!r}, which matches none. {hint}"
+    return f"`{argument}` must name parameters or modules of the model, got {pattern!r}, which matches none. {hint}"

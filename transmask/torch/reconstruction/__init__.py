@@ -7,6 +7,7 @@ lockstep.py        that pass: the forwards of all batches, in threads that wait 
 thread_settings.py, offload.py   what such a thread must inherit, and what it leaves to the CPU while it waits
 report.py          what became of each layer
 calibration.py     runs a model on the data, and re-estimates batch normalisation
+operands.py        what is multiplied with weights that are no layer's
 attention.py       what hooks cannot see in `nn.MultiheadAttention`, shown to them
 gram.py            Gram matrices of the inputs of layers
 scores.py          what the masks maximise over: where a new score goes

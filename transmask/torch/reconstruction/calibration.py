@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...errors import InvalidArgumentError, InvalidTypeError
+from ...errors import InvalidArgumentError, InvalidTypeError, TransmaskError
 
 __all__ = ["Calibration", "ForwardFunction", "RowWeights", "batch_norm_layers", "evaluating", "reestimate_batch_norm"]
 
@@ -35,6 +35,8 @@ class Calibration:
         ``row_weights(batch)`` returns how much each row of a batch counts, as a tensor whose shape is that of the
         inputs of layers without their last axis, such as (sequences, tokens); or None if every row counts. By default
         it is the ``attention_mask`` of a mapping, if that has two axes: what it marks as padding does not count.
+    within : callable, optional
+        Makes the context in which the model runs on a batch.
 
     Raises
     ------
@@ -43,7 +45,12 @@ class Calibration:
     """
 
     def __init__(
-        self, batches: Iterable[Any], forward: ForwardFunction | None = None, row_weights: RowWeights | None = None
+        self,
+        batches: Iterable[Any],
+        forward: ForwardFunction | None = None,
+        row_weights: RowWeights | None = None,
+        *,
+        within: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         if not isinstance(batches, Iterable) or isinstance(batches, str | bytes | Tensor | Mapping):
             raise InvalidTypeError(
@@ -58,6 +65,7 @@ class Calibration:
         self._batches = batches
         self._forward = forward or _run_batch
         self._row_weights = row_weights
+        self._within = within
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches.
@@ -87,7 +95,10 @@ class Calibration:
             If that raises an Exception; the message says which batch it was.
         """
         try:
-            self._forward(model, batch)
+            with self._within():
+                self._forward(model, batch)
+        except TransmaskError:
+            raise  # of a weight that cannot be treated
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InvalidArgumentError(

@@ -24,12 +24,13 @@ from ..layouts import holds_inputs_first
 from ..selection import WeightChoice, refuse_other_than_module, untrainable
 from .attention import Projection, can_be_observed
 from .calibration import Calibration
+from .operands import Operand
 
 __all__ = ["Gram", "SupportedLayer", "collect_gram", "layer_input", "layer_rows", "sees_as", "unobservable"]
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
-SupportedLayer = nn.Linear | Convolution | Projection
+SupportedLayer = nn.Linear | Convolution | Projection | Operand
 """What can be observed and refitted; also the Conv1D of transformers, which has the attributes of no class of torch."""
 
 _CHUNK_ENTRIES = 1 << 22  # 32 MB of float64 at a time
@@ -48,9 +49,8 @@ def unobservable(model: nn.Module) -> Callable[[WeightChoice], str]:
     def why(choice: WeightChoice) -> str:
         if id(choice.module) in closed:
             return "inside an attention with a forward of its own, where its inputs cannot be observed"
-        if isinstance(choice.module, nn.MultiheadAttention):
-            return untrainable(choice)
-        if not isinstance(choice.module, SupportedLayer) and not holds_inputs_first(choice.module):
+        known = isinstance(choice.module, SupportedLayer | nn.MultiheadAttention) or holds_inputs_first(choice.module)
+        if not known and not (choice.layout is not None and choice.layout.declared):
             return "neither a linear layer nor a convolution"
         return untrainable(choice)
 
@@ -145,7 +145,7 @@ def sees_as(layer: SupportedLayer, other: SupportedLayer) -> bool:
 
 def layer_input(layer: SupportedLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """Return the tensor that a layer is called with, or None if the layer will complain about it."""
-    if isinstance(layer, Projection):
+    if isinstance(layer, Projection | Operand):
         return args[0]  # type: ignore[no-any-return]
     value = args[0] if args else kwargs.get("x" if holds_inputs_first(layer) else "input")
     if not isinstance(value, Tensor) or value.ndim == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from ...errors import InvalidArgumentError
 from ...pattern import PatternLike
 from ...solvers import Solver
-from ..layouts import Allowed, Layout, holds_inputs_first
+from ..layouts import Allowed, Layout
 from ..mask_rule import MaskRule
-from ..selection import LayerFilter, WeightChoice, select_weights
+from ..selection import LayerFilter, Layouts, WeightChoice, select_weights
 from .attention import Projection
 from .gram import SupportedLayer, unobservable
+from .operands import Operand
 
 __all__ = ["LayerJob", "Saved", "choose_layers", "jobs_of", "unchanged_on_error"]
 
@@ -32,6 +33,10 @@ class LayerJob:
     layer: SupportedLayer
     layout: Layout
     rule: MaskRule
+    parameter: str
+    """The name of the parameter that the weight is, or of whose stack it is one."""
+    index: int | None = None
+    """Its place there."""
 
     def weight(self) -> Tensor:
         """Return the weight with the outputs first, (K, C / groups, ...)."""
@@ -55,7 +60,7 @@ class LayerJob:
         torch.clear_autocast_cache()  # which holds copies of weights in lower precision
 
     def _turned(self, weight: Tensor) -> Tensor:
-        return weight.mT if holds_inputs_first(self.layer) else weight
+        return weight.mT if self.layout.reduction == 0 else weight
 
 
 def choose_layers(
@@ -65,12 +70,13 @@ def choose_layers(
     layers: LayerFilter,
     skip_ends: bool,
     allow: Collection[Allowed],
+    layouts: Layouts,
 ) -> Choices:
     """Pair every parameter with the rule for its mask, in the order of the model.
 
     Parameters
     ----------
-    model, pattern, layers, skip_ends, allow
+    model, pattern, layers, skip_ends, allow, layouts
         As in `reconstruct`.
     options : tuple
         Its `transposable`, `constraint` and `solver`.
@@ -93,6 +99,7 @@ def choose_layers(
             layers=layers,
             skip_ends=skip_ends,
             allow=allow,
+            layouts=layouts,
             refuse=unobservable(model),
         )
         return [(choice, rule) for choice in report]
@@ -109,6 +116,7 @@ def choose_layers(
             transposable=rule.transposable,
             layers=[name],
             allow=allow,
+            layouts=layouts,
             refuse=unobservable(model),
         )
         for choice in report:
@@ -118,18 +126,25 @@ def choose_layers(
 
 
 def jobs_of(choices: Choices) -> list[LayerJob]:
-    """Return a job for every parameter that is taken."""
-    return [
-        LayerJob(choice.name, _layer_of(choice), choice.layout, rule)
-        for choice, rule in choices
-        if choice.taken and choice.layout is not None
-    ]
+    """Return the jobs of every parameter that is taken."""
+    return [job for choice, rule in choices if choice.taken for job in _jobs_of(choice, rule)]
 
 
-def _layer_of(choice: WeightChoice) -> SupportedLayer:
+def _jobs_of(choice: WeightChoice, rule: MaskRule) -> Iterator[LayerJob]:
+    """Yield the job of a parameter, or one for each matrix of a stack."""
+    assert choice.layout is not None
+    parameter = getattr(choice.module, choice.attribute)
+    if choice.layout.stacked:
+        layout = replace(choice.layout, stacked=False)
+        for index, matrix in enumerate(parameter.detach()):
+            yield LayerJob(f"{choice.name}[{index}]", Operand(matrix), layout, rule, choice.name, index)
+        return
+    layer = cast(SupportedLayer, choice.module)
     if isinstance(choice.module, nn.MultiheadAttention):
-        return Projection(choice.module, choice.attribute)
-    return cast(SupportedLayer, choice.module)
+        layer = Projection(choice.module, choice.attribute)
+    elif choice.layout.declared:
+        layer = Operand(parameter)
+    yield LayerJob(choice.name, layer, choice.layout, rule, choice.name)
 
 
 class Saved:

@@ -20,7 +20,7 @@ from ...pattern import PatternLike
 from ...shown import shown
 from ...solvers import Solver
 from ..layouts import Allowed
-from ..selection import LayerFilter
+from ..selection import LayerFilter, Layouts
 from .adaprune import AdaPrune
 from .alps import ALPS
 from .attention import Projection, observable
@@ -30,6 +30,7 @@ from .layer_jobs import LayerJob, choose_layers, jobs_of, unchanged_on_error
 from .layer_problem import LayerProblem, ReconstructionMethod
 from .least_squares import LeastSquares
 from .matching import Matching, choose_blocks
+from .operands import Operand, watching
 from .report import LayerFit, ReconstructionReport
 from .scores import Scores, compute_scores
 from .treatment import Refit, Treatment
@@ -51,6 +52,7 @@ def reconstruct(
     layers: LayerFilter = None,
     skip_ends: bool = False,
     allow: Collection[Allowed] = (),
+    layouts: Layouts = None,
     constraint: str = "exactly",
     solver: str | Solver = "auto",
     batch_norm: bool = True,
@@ -87,8 +89,9 @@ def reconstruct(
         order in which the layers run.
     scores : {"magnitude", "wanda", "obs"} or callable, default "magnitude"
         What the masks maximise over; see `compute_scores`. "alps" has scores of its own.
-    transposable, layers, skip_ends, allow, constraint, solver
-        As in `sparsify`.
+    transposable, layers, skip_ends, allow, layouts, constraint, solver
+        As in `sparsify`. What is multiplied with a parameter of `layouts` is seen where that is done by linear, matmul,
+        mm or bmm of torch; each matrix of a stack is fitted by itself, and a bias beside it stays as it is.
     batch_norm : bool, default True
         Re-estimate the running statistics of batch normalisation afterwards.
     forward : callable, optional
@@ -140,9 +143,10 @@ def reconstruct(
     0.5
     """
     fit = partial(_fit, method=_as_method(method), scores=scores)
-    data = Calibration(calibration, forward, row_weights)
-    choices = choose_layers(model, pattern, (transposable, constraint, solver), layers, skip_ends, allow)
+    choices = choose_layers(model, pattern, (transposable, constraint, solver), layers, skip_ends, allow, layouts)
     jobs = jobs_of(choices)
+    operands = [job.layer for job in jobs if isinstance(job.layer, Operand)]
+    data = Calibration(calibration, forward, row_weights, within=watching(operands))
     matching = None if match is None else _matching(model, match, match_steps, jobs, sequential, offload)
     others = [buffer for layer in batch_norm_layers(model) for buffer in layer.buffers()]
     others += [] if matching is None else [value for block in matching.blocks.values() for value in block.parameters()]

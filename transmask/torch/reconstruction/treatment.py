@@ -14,6 +14,7 @@ from contextlib import closing
 from time import perf_counter
 from typing import NamedTuple, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import InvalidArgumentError
@@ -193,7 +194,13 @@ class Treatment:
         if self._matching is None or name in self.matches or not jobs or not self._matching.knows(name, calls):
             return
         start = perf_counter()
-        masks = {job.name.removeprefix(f"{name}."): job.layer.weight.detach() != 0 for job in jobs}
+        masks: dict[str, Tensor] = {}
+        for job in jobs:
+            parameter = job.parameter.removeprefix(f"{name}.")
+            if parameter not in masks:
+                masks[parameter] = torch.ones_like(self._blocks[name].get_parameter(parameter), dtype=torch.bool)
+            mask = masks[parameter]
+            (mask if job.index is None else mask[job.index]).copy_(job.layer.weight.detach() != 0)
         self.matches[name] = self._matching.match(name, calls, masks)
         self._matched_after[name] = len(self.reports)
         for call in calls:

@@ -149,7 +149,7 @@ class MaskedWeight(MaskState):
         return sum(map(math.prod, self._duals_shapes()))
 
     def _duals_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        batch = (self.layout.parts, *self.mask.shape[2:])
+        batch = self.layout.batch(self.mask.shape)
         rows, columns = self.layout.sides(self.mask.shape)
         block_rows, block_columns = block_grid((rows, columns), self.mask_rule.pattern.m)
         return (*batch, rows, block_columns), (*batch, block_rows, columns)

@@ -11,7 +11,7 @@ from ...pattern import PatternLike
 from ...solvers import Solver
 from ..layouts import Allowed
 from ..mask_rule import MaskRule
-from ..selection import LayerFilter, select_weights, untrainable
+from ..selection import LayerFilter, Layouts, select_weights, untrainable
 from .controller import MaskController
 from .loading import load_masks
 from .masked_weight import Estimator, MaskedWeight, TrainingRule
@@ -27,6 +27,7 @@ def sparsify(
     layers: LayerFilter = None,
     skip_ends: bool = False,
     allow: Collection[Allowed] = (),
+    layouts: Layouts = None,
     constraint: str = "exactly",
     solver: str | Solver = "auto",
     refresh_every: int = 40,
@@ -55,6 +56,9 @@ def sparsify(
         Leave the first and the last weight dense, in the order in which the modules were registered.
     allow : collection of {"grouped", "depthwise", "transposed"}
         Kinds of convolutions that stay dense unless named here.
+    layouts : mapping of str to tuple of two int, optional
+        Names or wildcards of parameters that are multiplied as matrices in a way that torch's layers do not, and the
+        axes of their outputs and inputs: ``{"experts.gate_up_proj": (1, 2)}`` for a stack of experts (E, out, in).
     constraint : {"exactly", "at_most"}, default "exactly"
     solver : str or Solver, default "auto"
         As in `transmask.transposable_mask`.
@@ -105,6 +109,7 @@ def sparsify(
         layers=layers,
         skip_ends=skip_ends,
         allow=allow,
+        layouts=layouts,
         refuse=untrainable,
     )
     found = []
