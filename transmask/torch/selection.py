@@ -98,6 +98,7 @@ def select_weights(
     skip_ends: bool = False,
     allow: Collection[Allowed] = (),
     layouts: Layouts = None,
+    shared: bool = False,
     refuse: Callable[[WeightChoice], str] = lambda choice: "",
 ) -> SelectionReport:
     """Go through every parameter of `model`.
@@ -119,6 +120,8 @@ def select_weights(
     layouts : mapping of str to tuple of two int, optional
         Names or wildcards of parameters that no layer of torch knows, such as the experts of a mixture in one tensor,
         and the axes of their outputs and inputs: (1, 2) for a stack of matrices (E, out, in).
+    shared : bool, default False
+        Take a parameter that several modules hold, under its first name.
     refuse : callable, optional
         Why the caller cannot take a parameter that could be taken otherwise, or "" if it can.
 
@@ -141,7 +144,10 @@ def select_weights(
             raise unknown_choice("allow", kind, ALLOWED)
     owned = list(_owned(model))
     declared = _declared(layouts, [choice for choice, _ in owned])
-    choices = [_judge(choice, other, pattern, transposable, allow, declared) for choice, other in owned]
+    choices = [
+        _judge(choice, _refuse_shared(choice, other, shared), pattern, transposable, allow, declared)
+        for choice, other in owned
+    ]
     reasons = [refuse(choice) if choice.taken else "" for choice in choices]
     choices = [choice.refused(reason) if reason else choice for choice, reason in zip(choices, reasons, strict=True)]
     choices = _filter(choices, layers)
@@ -175,8 +181,8 @@ def untrainable(choice: WeightChoice) -> str:
     return ""
 
 
-def _owned(model: nn.Module) -> Iterator[tuple[WeightChoice, str]]:
-    """Yield every parameter, as taken for now, and the name that another module has for it, if any."""
+def _owned(model: nn.Module) -> Iterator[tuple[WeightChoice, list[str]]]:
+    """Yield every parameter, as taken for now, and all of its names."""
     owners: dict[int, list[str]] = {}
     entries = []
     for module_name, module in model.named_modules():
@@ -186,7 +192,7 @@ def _owned(model: nn.Module) -> Iterator[tuple[WeightChoice, str]]:
             shape = () if is_lazy(parameter) else tuple(parameter.shape)
             entries.append((WeightChoice(name, shape, True, "", module, attribute, None), id(parameter)))
     for choice, key in entries:
-        yield choice, next((other for other in owners[key] if other != choice.name), "")
+        yield choice, owners[key]
 
 
 def _declared(layouts: Layouts, choices: list[WeightChoice]) -> dict[str, Layout]:
@@ -208,9 +214,16 @@ def _declared(layouts: Layouts, choices: list[WeightChoice]) -> dict[str, Layout
     return found
 
 
+def _refuse_shared(choice: WeightChoice, names: list[str], shared: bool) -> str:
+    """Say why a parameter is not taken under this of its names, or return "" if it is."""
+    if shared:
+        return "" if choice.name == names[0] else f"the same weight as {names[0]}"
+    return next((f"shared with {name}" for name in names if name != choice.name), "")
+
+
 def _judge(
     choice: WeightChoice,
-    shared_with: str,
+    shared: str,
     pattern: Pattern | None,
     transposable: bool,
     allow: Collection[Allowed],
@@ -223,8 +236,8 @@ def _judge(
     layout = layout_of(choice.module, choice.attribute, allow=allow, declared=declared.get(choice.name))
     if isinstance(layout, str):
         return choice.refused(layout)
-    if shared_with:
-        return choice.refused(f"shared with {shared_with}")
+    if shared:
+        return choice.refused(shared)
     if parameter.is_meta:
         return choice.refused("on the meta device, without values")
     sides = layout.sides(choice.shape)

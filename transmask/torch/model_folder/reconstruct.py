@@ -164,7 +164,7 @@ def _choose(model: nn.Module, plan: PrunePlan) -> tuple[dict[str, Pattern], list
         def wanted(name: str, module: nn.Module, names: set[str] = names) -> bool:
             return name in names
 
-        for choice in select_weights(model, pattern, layers=wanted, refuse=unobservable(model)):
+        for choice in select_weights(model, pattern, layers=wanted, shared=True, refuse=unobservable(model)):
             if choice.taken:
                 patterns[choice.name] = pattern
             elif choice.name in names:

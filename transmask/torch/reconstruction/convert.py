@@ -148,7 +148,9 @@ def _supported_patterns(
     model: nn.Module, m: int, confidence: float, transposable: bool, allow: Collection[Allowed]
 ) -> tuple[dict[str, Pattern], dict[str, str]]:
     """Choose the pattern of each weight; say which have too few zeros, or a mask that is not permanent yet."""
-    report = select_weights(model, Pattern(1, m), transposable=transposable, allow=allow, refuse=unobservable(model))
+    report = select_weights(
+        model, Pattern(1, m), transposable=transposable, allow=allow, shared=True, refuse=unobservable(model)
+    )
     found: dict[str, Pattern] = {}
     left = {choice.name: choice.reason for choice in report if choice.reason == PRUNED_LIVE}
     for choice in report.taken:

@@ -11,10 +11,10 @@ depends on X only through G = X X.T, of shape (D, D).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from .attention import Projection, can_be_observed
 from .calibration import Calibration
 from .operands import Operand
 
-__all__ = ["Gram", "SupportedLayer", "collect_gram", "layer_input", "layer_rows", "sees_as", "unobservable"]
+__all__ = ["Gram", "SupportedLayer", "collect_gram", "layer_input", "layer_rows", "sees_as", "unobservable", "uses_of"]
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
@@ -44,6 +44,7 @@ def unobservable(model: nn.Module) -> Callable[[WeightChoice], str]:
         for module in model.modules()
         if isinstance(module, nn.MultiheadAttention) and not can_be_observed(module)
     ]
+    uses = uses_of(model)
     closed = {id(module) for attention in hidden for module in (attention, attention.out_proj)}
 
     def why(choice: WeightChoice) -> str:
@@ -52,9 +53,28 @@ def unobservable(model: nn.Module) -> Callable[[WeightChoice], str]:
         known = isinstance(choice.module, SupportedLayer | nn.MultiheadAttention) or holds_inputs_first(choice.module)
         if not known and not (choice.layout is not None and choice.layout.declared):
             return "neither a linear layer nor a convolution"
+        first, *others = uses[id(getattr(choice.module, choice.attribute))]
+        if not all(_is_used_alike(first, other) for other in others):
+            return "shared with a layer of another kind or with another bias"
         return untrainable(choice)
 
     return why
+
+
+def uses_of(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """Return the modules that hold each parameter, by its id."""
+    uses: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            uses.setdefault(id(parameter), []).append(module)
+    return uses
+
+
+def _is_used_alike(layer: nn.Module, other: nn.Module) -> bool:
+    """Tell whether two layers that share a weight are one layer at two places."""
+    if type(layer) is not type(other) or not (isinstance(layer, nn.Linear | Convolution) or holds_inputs_first(layer)):
+        return False
+    return layer.bias is other.bias and sees_as(cast(SupportedLayer, layer), cast(SupportedLayer, other))
 
 
 class Gram:
@@ -161,15 +181,15 @@ def layer_input(layer: SupportedLayer, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def collect_gram(
-    model: nn.Module, layer: SupportedLayer, calibration: Calibration, *, watched: Collection[nn.Module]
+    model: nn.Module, layers: Sequence[SupportedLayer], calibration: Calibration, *, watched: Collection[nn.Module]
 ) -> tuple[Gram, set[nn.Module]]:
-    """Run the model on every batch and accumulate the Gram matrix of all inputs of one layer.
+    """Run the model on every batch and accumulate the Gram matrix of all inputs of layers that share their weight.
 
     Parameters
     ----------
     model : torch.nn.Module
-    layer : torch.nn.Module
-        A layer of the model.
+    layers : sequence of torch.nn.Module
+        Layers of the model, alike but for their places.
     calibration : Calibration
     watched : collection of torch.nn.Module
         Modules whose calls are counted.
@@ -185,7 +205,7 @@ def collect_gram(
     InvalidTypeError, InvalidArgumentError
         As `Calibration.run`.
     """
-    gram = Gram(layer)
+    gram = Gram(layers[0])
     called: set[nn.Module] = set()
     repeated: set[nn.Module] = set()
     row_weights: Tensor | None = None
@@ -196,7 +216,7 @@ def collect_gram(
         called.clear()
 
     def add(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        value = layer_input(layer, args, kwargs)
+        value = layer_input(layers[0], args, kwargs)
         if value is not None:
             gram.add(value, row_weights)
 
@@ -204,7 +224,7 @@ def collect_gram(
         (repeated if module in called else called).add(module)
 
     with ExitStack() as stack:
-        handles = [layer.register_forward_pre_hook(add, with_kwargs=True)]
+        handles = [layer.register_forward_pre_hook(add, with_kwargs=True) for layer in layers]
         handles += [module.register_forward_pre_hook(count) for module in watched]
         for handle in handles:
             stack.callback(handle.remove)

@@ -17,7 +17,7 @@ from ..layouts import Allowed, Layout
 from ..mask_rule import MaskRule
 from ..selection import LayerFilter, Layouts, WeightChoice, select_weights
 from .attention import Projection
-from .gram import SupportedLayer, unobservable
+from .gram import SupportedLayer, unobservable, uses_of
 from .operands import Operand
 
 __all__ = ["LayerJob", "Saved", "choose_layers", "jobs_of", "unchanged_on_error"]
@@ -37,6 +37,13 @@ class LayerJob:
     """The name of the parameter that the weight is, or of whose stack it is one."""
     index: int | None = None
     """Its place there."""
+    others: tuple[SupportedLayer, ...] = ()
+    """Layers that share weight and bias with `layer`."""
+
+    @property
+    def layers(self) -> tuple[SupportedLayer, ...]:
+        """Every layer that has the weight."""
+        return (self.layer, *self.others)
 
     def weight(self) -> Tensor:
         """Return the weight with the outputs first, (K, C / groups, ...)."""
@@ -100,6 +107,7 @@ def choose_layers(
             skip_ends=skip_ends,
             allow=allow,
             layouts=layouts,
+            shared=True,
             refuse=unobservable(model),
         )
         return [(choice, rule) for choice in report]
@@ -117,6 +125,7 @@ def choose_layers(
             layers=[name],
             allow=allow,
             layouts=layouts,
+            shared=True,
             refuse=unobservable(model),
         )
         for choice in report:
@@ -125,12 +134,13 @@ def choose_layers(
     return list(chosen.values())
 
 
-def jobs_of(choices: Choices) -> list[LayerJob]:
+def jobs_of(model: nn.Module, choices: Choices) -> list[LayerJob]:
     """Return the jobs of every parameter that is taken."""
-    return [job for choice, rule in choices if choice.taken for job in _jobs_of(choice, rule)]
+    uses = uses_of(model)
+    return [job for choice, rule in choices if choice.taken for job in _jobs_of(choice, rule, uses)]
 
 
-def _jobs_of(choice: WeightChoice, rule: MaskRule) -> Iterator[LayerJob]:
+def _jobs_of(choice: WeightChoice, rule: MaskRule, uses: Mapping[int, list[nn.Module]]) -> Iterator[LayerJob]:
     """Yield the job of a parameter, or one for each matrix of a stack."""
     assert choice.layout is not None
     parameter = getattr(choice.module, choice.attribute)
@@ -144,7 +154,8 @@ def _jobs_of(choice: WeightChoice, rule: MaskRule) -> Iterator[LayerJob]:
         layer = Projection(choice.module, choice.attribute)
     elif choice.layout.declared:
         layer = Operand(parameter)
-    yield LayerJob(choice.name, layer, choice.layout, rule, choice.name)
+    others = cast(tuple[SupportedLayer, ...], tuple(uses[id(parameter)][1:]))
+    yield LayerJob(choice.name, layer, choice.layout, rule, choice.name, others=others)
 
 
 class Saved:

@@ -144,7 +144,7 @@ def reconstruct(
     """
     fit = partial(_fit, method=_as_method(method), scores=scores)
     choices = choose_layers(model, pattern, (transposable, constraint, solver), layers, skip_ends, allow, layouts)
-    jobs = jobs_of(choices)
+    jobs = jobs_of(model, choices)
     operands = [job.layer for job in jobs if isinstance(job.layer, Operand)]
     data = Calibration(calibration, forward, row_weights, within=watching(operands))
     matching = None if match is None else _matching(model, match, match_steps, jobs, sequential, offload)

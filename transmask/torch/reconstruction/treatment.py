@@ -97,7 +97,7 @@ class Treatment:
         self._fit, self._saved, self._advance = fit, saved, advance
         self._sequential, self._offload, self._matching = sequential, offload, matching
         self._collected: set[LayerJob] = set()
-        self._repeated: set[nn.Module] = set()
+        self._repeated: set[nn.Module] = {layer for job in jobs if job.others for layer in job.layers}
         self._reached = False
         self._refits: dict[LayerJob, Refit] = {}  # which wait for the end, unless sequential
         self.reports: dict[LayerJob, LayerFit] = {}
@@ -117,8 +117,8 @@ class Treatment:
         start = perf_counter()
         while (job := self._pass()) is not None:
             self._undo_from(job)
-            layers = [other.layer for other in self._jobs]
-            gram, repeated = collect_gram(self._model, job.layer, self._calibration, watched=layers)
+            watched = [layer for other in self._jobs for layer in other.layers]
+            gram, repeated = collect_gram(self._model, job.layers, self._calibration, watched=watched)
             self.seconds.gram += gram.seconds
             self._repeated |= repeated | {job.layer}
             self._collected.add(job)
@@ -141,13 +141,11 @@ class Treatment:
         seen: set[LayerJob] = set()
         last: tuple[LayerJob, list[int]] | None = None
         gram = None
-        stops = [
-            Stop(place.layer) if isinstance(place, LayerJob) else Stop(self._blocks[place], behind=True)
-            for place in places
-        ]
-        with closing(waiting_calls(self._model, stops, self._calibration, offload=self._offload)) as waiting:
+        with closing(
+            waiting_calls(self._model, [stop for _, stop in places], self._calibration, offload=self._offload)
+        ) as waiting:
             for index, waiting_here in waiting:
-                job = places[index]
+                job, _ = places[index]
                 if isinstance(job, str):
                     self._match(job, cast(list[BlockCall], waiting_here))
                     continue
@@ -167,13 +165,15 @@ class Treatment:
                 self._treat(job, gram)
         return None
 
-    def _places(self) -> list[LayerJob | str]:
+    def _places(self) -> list[tuple[LayerJob | str, Stop]]:
         """List the jobs to come, and the name of each block that has not been trained behind the last of its layers."""
-        places: list[LayerJob | str] = []
+        places: list[tuple[LayerJob | str, Stop]] = []
         for job in self._jobs:
             if job not in self._collected:
-                places.append(job)
-            places += [name for name in self._blocks if name not in self.matches and self._jobs_in(name)[-1] is job]
+                places += [(job, Stop(layer)) for layer in job.layers]
+            for name, block in self._blocks.items():
+                if name not in self.matches and self._jobs_in(name)[-1] is job:
+                    places.append((name, Stop(block, behind=True)))
         return places
 
     def _jobs_in(self, block: str) -> list[LayerJob]:
