@@ -1,4 +1,4 @@
-"""Compare what finds masks and weights of single layers, and write the tables of docs/training.md.
+"""Compare what finds masks and weights of single layers, and write the tables of docs/reconstruction.md.
 
     python -m benchmarks.reconstruction_problems
 
@@ -32,7 +32,7 @@ from transmask.torch.reconstruction.scores import compute_scores
 
 __all__ = ["make_problem"]
 
-PAGE = Path(__file__).parents[1] / "docs" / "training.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reconstruction.md"
 SIDE, SAMPLES, SEEDS = 512, 4096, range(4)
 CASES = ((0.5, "2:4"), (0.5, "8:16"), (1.5, "2:4"), (1.5, "16:32"))
 PLAIN_CASES = ((0.5, "2:4"), (1.5, "2:4"))

@@ -3,9 +3,9 @@
     python -m benchmarks.torch_refresh
 
 A transformer of 12.6 million masked weights is trained on the CPU, dense and with exact 4:8 masks, and its weights are
-kept at every 40th step. Every solver then finds the masks for these weights in turn, each time from the masks it found
-before. Times are the best of the rounds; run it on a machine that does nothing else. Takes about ten minutes on two
-cores, of which min_cost_flow needs the larger part.
+kept at every 40th step. Every solver then finds the masks for these weights in turn. Times are the best of the rounds;
+run it on a machine that does nothing else. Takes about ten minutes on two cores, of which min_cost_flow needs the
+larger part.
 """
 
 import copy
@@ -22,7 +22,6 @@ from rich.progress import track
 from torch import nn
 
 from benchmarks.readme_sections import replace_section
-from transmask.solvers import PrimalDual
 from transmask.torch import sparsify
 
 PAGE = Path(__file__).parents[1] / "docs" / "training.md"
@@ -33,15 +32,8 @@ PATTERNS = ("2:4", "4:8", "8:16")
 Weights: TypeAlias = dict[str, torch.Tensor]
 
 
-class ColdPrimalDual(PrimalDual):
-    """The same solver without its warm start."""
-
-    warm_startable = False
-
-
 SOLVERS = {
-    "`primal_dual`, exact, from the duals of the last refresh": PrimalDual(),
-    "`primal_dual`, exact, from nothing": ColdPrimalDual(),
+    "`primal_dual`, exact": "primal_dual",
     "`greedy`": "greedy",
     "`two_approximation` (the paper's algorithm 1, completed)": "two_approximation",
     "`min_cost_flow`, exact": "min_cost_flow",

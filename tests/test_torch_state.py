@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -14,20 +13,6 @@ from torch import nn  # noqa: E402
 
 import transmask as tm  # noqa: E402
 from transmask import torch as tmt  # noqa: E402
-from transmask.solvers import Enumeration  # noqa: E402
-
-
-class DriftingDuals(Enumeration):
-    """A solver whose mask depends on where it starts, to show that a resumed run starts where it was."""
-
-    warm_startable = True
-
-    def solve_blocks(self, blocks, pattern, *, threads, warm):
-        super().solve_blocks(blocks, pattern, threads=threads, warm=warm)
-        blocks.u[...] += 1
-        blocks.v[...] += np.arange(blocks.v.shape[-1])
-        if int(blocks.u.flat[0]) % 2 == 0:
-            blocks.mask[...] = blocks.mask[..., ::-1]
 
 
 def build(seed=0, solver="auto", pattern="2:4", **options):
@@ -62,7 +47,7 @@ def assert_same_state(first, second):
         assert torch.equal(first[key], second[key]), key
 
 
-@pytest.mark.parametrize("solver", ["auto", DriftingDuals()])
+@pytest.mark.parametrize("solver", ["auto", "greedy"])
 @pytest.mark.parametrize("stop", [2, 3, 7])
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(solver, stop):
     straight, _, optimizer = build(solver=solver)
@@ -78,17 +63,20 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(solver, stop):
     assert_same_state(resumed.state_dict(), straight.state_dict())
 
 
-def test_without_its_duals_that_run_would_differ():
-    """The test above is worth something: DriftingDuals does depend on what is saved."""
-    straight, _, optimizer = build(solver=DriftingDuals())
-    run(straight, optimizer, 7)
-    broken, _, optimizer = build(solver=DriftingDuals())
-    run(broken, optimizer, 2)
-    saved = {key: value[:0] if key.endswith("_extra_state") else value for key, value in broken.state_dict().items()}
-    broken.load_state_dict(saved)
-    run(broken, optimizer, 5, first=2)
-    key = "5.parametrizations.weight.0.mask"
-    assert not torch.equal(broken.state_dict()[key], straight.state_dict()[key])
+def test_a_state_that_0_1_0_saved_with_its_duals_is_loaded():
+    model, _, optimizer = build()
+    run(model, optimizer, 4)
+    state = model.state_dict()
+    assert not [key for key in state if key.endswith("_extra_state")]
+    key = "5.parametrizations.weight.0._extra_state"
+    old = {**state, key: torch.ones(176), "0.parametrizations.weight.0._extra_state": torch.empty(0)}
+    loaded, *_ = build(seed=5)
+    assert not any(loaded.load_state_dict(old))
+    assert_same_state(loaded.state_dict(), state)
+    assert old[key].numel() == 176
+    alone, *_ = build(seed=6)
+    assert not any(alone[5].load_state_dict({key[2:]: value for key, value in old.items() if key.startswith("5.")}))
+    assert torch.equal(alone[5].weight, model[5].weight)
 
 
 def test_a_frozen_model_stays_frozen_when_loaded():
@@ -110,14 +98,14 @@ def test_a_frozen_model_stays_frozen_when_loaded():
 def test_the_state_holds_masks_as_bool_and_survives_safetensors(tmp_path):
     from safetensors.torch import load_file, save_file
 
-    model, _, optimizer = build(solver=DriftingDuals())
+    model, _, optimizer = build(solver="greedy")
     run(model, optimizer, 4)
     state = model.state_dict()
     assert state["5.parametrizations.weight.0.mask"].dtype == torch.bool
     assert state["5.parametrizations.weight.0.step"] == 4
     assert state["5.parametrizations.weight.0.pattern"].tolist() == [2, 4]
     save_file(state, tmp_path / "model.safetensors")
-    loaded, *_ = build(seed=7, solver=DriftingDuals())
+    loaded, *_ = build(seed=7, solver="greedy")
     loaded.load_state_dict(load_file(tmp_path / "model.safetensors"))
     assert_same_state(loaded.state_dict(), state)
 
@@ -185,6 +173,7 @@ def test_a_whole_model_is_saved_once_the_masks_are_removed():
     assert tm.check_mask(loaded[5].weight != 0, "2:4").ok
 
 
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")  # torch's own
 def test_torch_compile_follows_refreshes_and_freezing():
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -238,7 +227,6 @@ def test_damaged_states_are_refused_and_the_model_is_unchanged():
     for damage, text in (
         ({f"{key}mask": torch.full((10, 32), 2.0)}, "masks of 0 and 1, got another for 5.weight"),
         ({f"{key}mask": torch.ones(3, 3, dtype=torch.bool)}, r"a mask of shape \(10, 32\) for 5.weight, got \(3, 3\)"),
-        ({f"{key}_extra_state": torch.ones(5)}, "must hold 176 dual variables for 5.weight, got 5"),
     ):
         with pytest.raises(tm.CheckpointError, match=text):
             model.load_state_dict({**before, **damage})

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .._arguments import as_weights, matrix_view, tensor_on_cpu
-from ..blocks import Array, empty_duals
+from ..blocks import Array
 from ..errors import InvalidArgumentError
 from ..pattern import Constraint, Pattern, PatternLike, as_constraint
 from ..plain_mask import nm_mask
@@ -19,10 +17,7 @@ from ..solving import check_solver, solve_matrices
 from ..threads import resolve_threads
 from .layouts import Layout
 
-__all__ = ["MaskRule", "StoredDuals"]
-
-StoredDuals: TypeAlias = tuple[Array, Array]
-"""Dual variables kept for a warm start: float32, float64 for float64 weights."""
+__all__ = ["MaskRule"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +64,8 @@ class MaskRule:
             as_solver(solver, chosen, limit)
         return cls(chosen, bool(transposable), limit, solver)
 
-    def find(
-        self, scores: torch.Tensor, layout: Layout, *, name: str, start: StoredDuals | None = None
-    ) -> tuple[torch.Tensor, StoredDuals | None]:
-        """Find the mask of a parameter.
+    def find(self, scores: torch.Tensor, layout: Layout, *, name: str) -> torch.Tensor:
+        """Find the mask of a parameter, from nothing: training moves weights too far for duals of an earlier mask.
 
         Parameters
         ----------
@@ -81,15 +74,11 @@ class MaskRule:
         layout : Layout
         name : str
             What error messages call the parameter.
-        start : pair of ndarray, optional
-            The duals of an earlier mask, used if the solver has a warm start.
 
         Returns
         -------
-        mask : torch.Tensor of bool
+        torch.Tensor of bool
             The shape of `scores`, on the CPU.
-        duals : pair of ndarray or None
-            A starting point for the next time; None if the solver has no warm start.
 
         Raises
         ------
@@ -101,11 +90,12 @@ class MaskRule:
         array = self.check(scores, layout, name=name)
         if not self.transposable:
             mask = nm_mask(layout.matrices(array), self.pattern, axis=1 + layout.reduction)
-            return torch.from_numpy(mask.reshape(array.shape)), None
+            return torch.from_numpy(mask.reshape(array.shape))
         mask = np.zeros(array.shape, np.bool_)
         views = (matrix_view(layout.matrices(array), (1, 2)), matrix_view(layout.matrices(mask), (1, 2)))
-        duals = self._fill(*views, start)
-        return torch.from_numpy(mask), duals
+        solver = as_solver(self.solver, self.pattern, self.constraint)
+        solve_matrices(*views, None, self.pattern, self.constraint, solver, threads=resolve_threads(None))
+        return torch.from_numpy(mask)
 
     def check(self, scores: torch.Tensor, layout: Layout, *, name: str) -> Array:
         """Return the scores as a finite array on the CPU, if the solver can answer.
@@ -122,19 +112,3 @@ class MaskRule:
             solver = as_solver(self.solver, self.pattern, self.constraint)
             check_solver(layout.sides(array.shape), self.pattern, self.constraint, solver)
         return array
-
-    def _fill(self, scores: Array, mask: NDArray[np.bool_], start: StoredDuals | None) -> StoredDuals | None:
-        """Solve (..., R, C) scores into `mask`, from the duals of an earlier mask where the solver can use them."""
-        solver = as_solver(self.solver, self.pattern, self.constraint)
-        duals = None
-        if solver.warm_startable:
-            cold = empty_duals(scores.shape, self.pattern.m)
-            duals = cold if start is None else (start[0].astype(np.float64), start[1].astype(np.float64))
-        warm = duals is not None and start is not None
-        solve_matrices(
-            scores, mask, duals, self.pattern, self.constraint, solver, threads=resolve_threads(None), warm=warm
-        )
-        if duals is None:
-            return None
-        stored = np.float64 if scores.dtype == np.float64 else np.float32
-        return duals[0].astype(stored), duals[1].astype(stored)

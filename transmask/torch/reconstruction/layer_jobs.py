@@ -51,7 +51,7 @@ class LayerJob:
 
     def find_mask(self, scores: Tensor) -> Tensor:
         """Return the best mask for scores of the shape of `weight`, on their device."""
-        mask, _ = self.rule.find(self._turned(scores), self.layout, name=self.name)
+        mask = self.rule.find(self._turned(scores), self.layout, name=self.name)
         return self._turned(mask).to(scores.device)
 
     def tensors(self) -> list[Tensor]:

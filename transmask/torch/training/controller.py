@@ -257,17 +257,17 @@ class MaskController(ParametrisationController[MaskedWeight, RefreshRecord]):
         for entry in self._entries():
             if id(entry.masked) in wanted:
                 began = time.perf_counter()
-                mask, duals = entry.masked.find(entry.original, entry.name)
-                found.append((entry, mask, duals, time.perf_counter() - began))
+                mask = entry.masked.find(entry.original, entry.name)
+                found.append((entry, mask, time.perf_counter() - began))
         records = [
             RefreshRecord(
                 step=entry.masked.steps,
                 name=entry.name,
-                flipped=entry.masked.replace(mask, duals),
+                flipped=entry.masked.replace_mask(mask),
                 size=mask.numel(),
                 seconds=seconds,
             )
-            for entry, mask, duals, seconds in found
+            for entry, mask, seconds in found
         ]
         self.history += records
         return records

@@ -93,7 +93,6 @@ def load_masks(module: nn.Module, state_dict: StateDict, prefix: str, *_: object
             state_dict[f"{base}0.mask"] = state_dict.pop(f"{stem}{attribute}_mask")
             for name in ("step", "frozen", "pattern"):
                 state_dict[f"{base}0.{name}"] = getattr(entry.masked, name).clone()
-            state_dict[f"{base}0._extra_state"] = entry.masked.get_extra_state()[:0]
         _check_entry(entry, state_dict, f"{base}0.")
 
 
@@ -138,9 +137,9 @@ def _listed(names: list[str]) -> str:
 def _check_entry(entry: MaskedEntry[MaskedWeight], state_dict: StateDict, base: str) -> None:
     """Raise CheckpointError unless the mask of one weight is of the right pattern, shape and structure."""
     masked = entry.masked
-    pattern, mask, duals = (state_dict.get(f"{base}{key}") for key in ("pattern", "mask", "_extra_state"))
+    pattern, mask = (state_dict.get(f"{base}{key}") for key in ("pattern", "mask"))
     weight = state_dict.get(f"{base.removesuffix('0.')}original")
-    refuse_meta((pattern, mask, duals, weight), entry.name)
+    refuse_meta((pattern, mask, weight), entry.name)
     if pattern is not None and pattern.tolist() != masked.pattern.tolist():
         raise CheckpointError(
             f"`state_dict` must hold masks of {masked.mask_rule.pattern}, got {':'.join(map(str, pattern.tolist()))} "
@@ -152,11 +151,6 @@ def _check_entry(entry: MaskedEntry[MaskedWeight], state_dict: StateDict, base: 
         raise CheckpointError(
             f"`state_dict` must hold a weight of shape {tuple(entry.original.shape)} for {entry.name}, "
             f"got {tuple(weight.shape)}."
-        )
-    if duals is not None and duals.numel() not in (0, masked.duals_size()):
-        raise CheckpointError(
-            f"`state_dict` must hold {masked.duals_size()} dual variables for {entry.name}, got {duals.numel()}. "
-            "The checkpoint is damaged or of another library version."
         )
 
 

@@ -8,19 +8,16 @@ The forward product uses S * W. What the gradient sees depends on the estimator:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..._arguments import as_integer, as_number
-from ...blocks import block_grid
 from ...errors import InvalidArgumentError, unknown_choice
 from ..layouts import Layout
-from ..mask_rule import MaskRule, StoredDuals
+from ..mask_rule import MaskRule
 from .mask_state import MaskState
 
 __all__ = ["Estimator", "MaskedWeight", "TrainingRule"]
@@ -61,6 +58,24 @@ class TrainingRule:
             raise InvalidArgumentError(f"`decay` must be finite and at least 0, got {self.decay}.")
 
 
+class _StraightThrough(torch.autograd.Function):
+    """S * W in one pass over the weight, with the gradient of W."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, weight, 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Keep nothing: the gradient needs nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
 class MaskedWeight(MaskState):
     """The parametrisation ``W -> S * W`` of one parameter, with all that a resumed run needs.
 
@@ -74,14 +89,10 @@ class MaskedWeight(MaskState):
         bool, whether the mask is fixed for good.
     ``pattern``
         int64, (N, M).
-    ``_extra_state``
-        1-D, the dual variables from which the next refresh starts; empty if the solver has no warm start. They are not
-        a buffer, so they stay on the CPU in their own precision, and distributed training does not send them around.
 
     Parameters
     ----------
     mask : torch.Tensor of bool
-    duals : pair of ndarray or None
     layout : Layout
     mask_rule : MaskRule
     training_rule : TrainingRule
@@ -92,30 +103,23 @@ class MaskedWeight(MaskState):
     def __init__(
         self,
         mask: Tensor,
-        duals: StoredDuals | None,
         layout: Layout,
         mask_rule: MaskRule,
         training_rule: TrainingRule,
     ) -> None:
         super().__init__(mask, layout, training_rule.estimator == "fixed")
-        self.mask_rule, self.training_rule, self.duals = mask_rule, training_rule, duals
+        self.mask_rule, self.training_rule = mask_rule, training_rule
         self.register_buffer("pattern", torch.tensor([mask_rule.pattern.n, mask_rule.pattern.m], device=mask.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return S * W, with the gradient that the estimator asks for."""
         if self.is_frozen:
-            return weight.masked_fill(~self.mask, 0)
-        # W - (1 - S) * W with the second term held constant is S * W to the last bit, and its gradient is that of W.
-        return weight - weight.detach().masked_fill(self.mask, 0)
+            return torch.where(self.mask, weight, 0)
+        return cast(Tensor, _StraightThrough.apply(weight, self.mask))  # type: ignore[no-untyped-call]
 
-    def find(self, weight: Tensor, name: str) -> tuple[Tensor, StoredDuals | None]:
+    def find(self, weight: Tensor, name: str) -> Tensor:
         """Find the mask for the current `weight`, without changing anything."""
-        return self.mask_rule.find(weight, self.layout, name=name, start=self.duals)
-
-    def replace(self, mask: Tensor, duals: StoredDuals | None) -> int:
-        """Replace the mask in place, and return how many entries changed their state."""
-        self.duals = duals
-        return self.replace_mask(mask)
+        return self.mask_rule.find(weight, self.layout, name=name)
 
     def is_due(self) -> bool:
         """Tell whether the mask is due for a refresh."""
@@ -128,31 +132,9 @@ class MaskedWeight(MaskState):
             return
         parameter.grad.add_(parameter.detach().masked_fill(self.mask, 0) * (scale * rule.decay))
 
-    def get_extra_state(self) -> Tensor:
-        """Return the duals as one 1-D tensor."""
-        if self.duals is None:
-            return torch.empty(0)
-        return torch.from_numpy(np.concatenate([dual.ravel() for dual in self.duals]))
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Restore the duals; an empty tensor means that there are none."""
-        if state.numel() == 0:
-            self.duals = None
-            return
-        values = state.detach().cpu().numpy()
-        u_shape, v_shape = self._duals_shapes()
-        split = math.prod(u_shape)
-        self.duals = values[:split].reshape(u_shape).copy(), values[split:].reshape(v_shape).copy()
-
-    def duals_size(self) -> int:
-        """Return how many dual variables there are."""
-        return sum(map(math.prod, self._duals_shapes()))
-
-    def _duals_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        batch = self.layout.batch(self.mask.shape)
-        rows, columns = self.layout.sides(self.mask.shape)
-        block_rows, block_columns = block_grid((rows, columns), self.mask_rule.pattern.m)
-        return (*batch, rows, block_columns), (*batch, block_rows, columns)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.pop(f"{prefix}_extra_state", None)  # dual variables, which 0.1.0 stored
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def describe(self) -> str:
         """Say in a few words what the weight carries."""

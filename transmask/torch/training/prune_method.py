@@ -49,7 +49,7 @@ class TransposablePruning(prune.BasePruningMethod):
         scores = t.detach()
         if scores.is_floating_point() and scores.dtype.itemsize == 1:
             scores = scores.to(torch.float32)  # torch multiplies no float8 by another type
-        mask, _ = self.rule.find(scores * (default_mask != 0), self.layout, name=self.name)
+        mask = self.rule.find(scores * (default_mask != 0), self.layout, name=self.name)
         return mask.to(default_mask.device, default_mask.dtype) * default_mask
 
 

@@ -116,8 +116,8 @@ def sparsify(
     for choice in report.taken:
         assert choice.layout is not None
         weight = getattr(choice.module, choice.attribute)
-        mask, duals = mask_rule.find(weight, choice.layout, name=choice.name)
-        found.append((choice, MaskedWeight(mask.to(weight.device), duals, choice.layout, mask_rule, training_rule)))
+        mask = mask_rule.find(weight, choice.layout, name=choice.name)
+        found.append((choice, MaskedWeight(mask.to(weight.device), choice.layout, mask_rule, training_rule)))
     for choice, masked in found:
         parametrize.register_parametrization(choice.module, choice.attribute, masked)
     load_handle = model.register_load_state_dict_pre_hook(load_masks)  # type: ignore[no-untyped-call]
