@@ -97,6 +97,9 @@ class MaskRule:
         solve_matrices(*views, None, self.pattern, self.constraint, solver, threads=resolve_threads(None))
         return torch.from_numpy(mask)
 
+    def __str__(self) -> str:
+        return f"{'transposable' if self.transposable else 'plain'} {self.pattern} {self.constraint!r}"
+
     def check(self, scores: torch.Tensor, layout: Layout, *, name: str) -> Array:
         """Return the scores as a finite array on the CPU, if the solver can answer.
 

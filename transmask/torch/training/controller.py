@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ..._arguments import as_mask, tensor_on_cpu
 from ...errors import InvalidArgumentError, InvalidTypeError
 from ..selection import SelectionReport, WeightChoice, refuse_other_than_module
-from .loading import MaskedEntry, MaskT, masked_entries
+from .loading import MaskedEntry, MaskT, first_offender, masked_entries
 from .mask_state import MaskState
 from .masked_weight import MaskedWeight
 from .step_hooks import StepHooks
@@ -199,8 +201,9 @@ class ParametrisationController(ABC, Generic[MaskT, RecordT]):
 class MaskController(ParametrisationController[MaskedWeight, RefreshRecord]):
     """Controls the masks of a sparsified model; `sparsify` makes it.
 
-    The model's own state_dict holds all that a resumed run needs. To control a deep copy of the model, make another:
-    ``MaskController(copy)``. A deep copy of the controller also copies its model, and has no optimizer.
+    The model's own state_dict holds all that a resumed run needs. To control a deep copy of the model, or an average of
+    models, make another: ``MaskController(copy)``. A deep copy of the controller also copies its model, and has no
+    optimizer.
 
     Parameters
     ----------
@@ -225,9 +228,69 @@ class MaskController(ParametrisationController[MaskedWeight, RefreshRecord]):
         If `model` is not a module.
     InvalidArgumentError
         If the model carries no mask.
+
+    Warns
+    -----
+    RuntimeWarning
+        If a mask does not hold its pattern, as an average of masks does not. `refresh` finds new ones.
     """
 
     _carried, _trained, _from, _maker = "masks", "masked weight", "model.parameters()", "sparsify"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        report: SelectionReport | None = None,
+        *,
+        load_handle: RemovableHandle | None = None,
+    ) -> None:
+        super().__init__(model, report, load_handle=load_handle)
+        for entry in self._entries():
+            entry.masked.mirror()  # an average may have written into its buffers
+        if report is None and (broken := self._broken()):
+            warnings.warn(f"the model carries {broken}", RuntimeWarning, stacklevel=2)
+
+    def _broken(self) -> str:
+        """Say which mask does not hold its pattern, and what to do; "" if all do."""
+        for entry in self._entries():
+            masked = entry.masked
+            kept = as_mask(tensor_on_cpu(masked.mask, argument="mask"))
+            if offender := first_offender(kept, masked.layout, masked.mask_rule):
+                return (
+                    f"a mask that is not {masked.mask_rule}, for {entry.name}: {offender}. Averages of models must not "
+                    "average masks (use_buffers=False). Call refresh() to find masks for the weights as they are."
+                )
+        return ""
+
+    def _refuse_broken(self) -> None:
+        if broken := self._broken():
+            raise InvalidArgumentError(f"`model` must carry masks that hold their pattern, got {broken}")
+
+    def masks(self) -> dict[str, Tensor]:
+        """Copy the masks, keyed by each parameter's name in the dense model.
+
+        Returns
+        -------
+        dict of str to torch.Tensor of bool
+
+        Raises
+        ------
+        InvalidArgumentError
+            If one does not hold its pattern, as an average of masks does not.
+        """
+        self._refuse_broken()
+        return super().masks()
+
+    def remove(self) -> None:
+        """Write the zeros into the weights and leave an ordinary model with its original parameters.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If a mask does not hold its pattern, as an average of masks does not; the model is unchanged.
+        """
+        self._refuse_broken()
+        super().remove()
 
     def _entries(self) -> list[MaskedEntry[MaskedWeight]]:
         return list(masked_entries(self.model, MaskedWeight))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..._arguments import as_mask, tensor_on_cpu
+from ...blocks import Array
 from ...check import check_mask
 from ...errors import CheckpointError, TransmaskError
 from ..layouts import Layout
@@ -28,6 +29,7 @@ __all__ = [
     "StateDict",
     "check_loaded_mask",
     "check_masked_weights",
+    "first_offender",
     "load_masks",
     "masked_entries",
     "refuse_meta",
@@ -178,12 +180,18 @@ def check_loaded_mask(mask: Tensor, present: Tensor, layout: Layout, rule: MaskR
         kept = as_mask(tensor_on_cpu(mask, argument="mask"))
     except TransmaskError as error:
         raise CheckpointError(f"`state_dict` must hold masks of 0 and 1, got another for {name}: {error}") from None
-    report = check_mask(layout.matrices(kept), rule.pattern, constraint=rule.constraint, axes=(1, 2))
-    bad_reduction = report.row_violations if layout.reduction == 1 else report.column_violations
-    if not report.ok if rule.transposable else bad_reduction:
-        kind = f"{'transposable' if rule.transposable else 'plain'} {rule.pattern} {rule.constraint!r}"
+    if offender := first_offender(kept, layout, rule):
         raise CheckpointError(
-            f"`state_dict` must hold masks that are {kind}, got another for {name}: {report.first_offender}. "
+            f"`state_dict` must hold masks that are {rule}, got another for {name}: {offender}. "
             "Sparsify the model with the pattern and constraint of the checkpoint."
         )
     return mask.bool()
+
+
+def first_offender(kept: Array, layout: Layout, rule: MaskRule) -> str:
+    """Say where a mask breaks its rule first, or return "" if it does not."""
+    view, axes = (kept, (0, 1)) if layout.parts == 1 and not layout.stacked else (layout.matrices(kept), (1, 2))
+    report = check_mask(view, rule.pattern, constraint=rule.constraint, axes=axes)
+    bad_reduction = report.row_violations if layout.reduction == 1 else report.column_violations
+    broken = not report.ok if rule.transposable else bool(bad_reduction)
+    return str(report.first_offender) if broken else ""

@@ -36,9 +36,9 @@ class MaskState(nn.Module, ABC):
         self.register_buffer("mask", mask)
         self.register_buffer("step", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("frozen", torch.tensor(frozen, device=device))
-        self._mirror()
+        self.mirror()
 
-    def _mirror(self) -> None:
+    def mirror(self) -> None:
         """Mirror what Python branches on as plain numbers, so that no step waits for the device."""
         self.steps = int(self.step)
         self.is_frozen = bool(self.frozen)
@@ -79,4 +79,4 @@ class MaskState(nn.Module, ABC):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._mirror()
+        self.mirror()
