@@ -221,3 +221,19 @@ def test_layouts_that_do_not_fit(call, given, kind, message):
         call(fused, "2:4", layouts=given)
     assert list(fused.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
+
+
+def test_a_layout_of_a_layer_that_is_known_is_an_error():
+    model = nn.ModuleDict({"linear": nn.Linear(8, 8), "table": nn.Embedding(8, 8), "fused": models("linear")[1]})
+    with pytest.raises(tm.InvalidArgumentError) as caught:
+        sparsify(model, "2:4", layouts={"linear.weight": (1, 0)})
+    assert str(caught.value) == (
+        "`layouts` must name weights that no layer of torch holds, got 'linear.weight': linear.weight: "
+        "the layout of a Linear is known. Leave it out."
+    )
+    with pytest.raises(
+        tm.InvalidArgumentError, match=r"got 'table\.\*': table.weight: a look-up table: its rows are pick"
+    ):
+        sparsify(model, "2:4", layouts={"table.*": (0, 1)})
+    report = sparsify(model, "2:4", layouts={"fused*": (1, 2)}).report
+    assert [choice.name for choice in report.taken] == ["linear.weight", "fused.up_proj", "fused.down_proj"]

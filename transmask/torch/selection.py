@@ -210,7 +210,15 @@ def _declared(layouts: Layouts, choices: list[WeightChoice]) -> dict[str, Layout
         hits = [choice for choice in choices if _names(pattern, choice.name)]
         if not hits:
             raise InvalidArgumentError(_nothing_found(pattern, hits, choices, "layouts"))
-        found |= {hit.name: declared_layout((axes[0], axes[1]), hit.shape, hit.name) for hit in hits}
+        layouts_of_hits = {hit.name: declared_layout((axes[0], axes[1]), hit.shape, hit.name) for hit in hits}
+        known = [layout_of(hit.module, hit.attribute, declared=layouts_of_hits[hit.name]) for hit in hits]
+        if not any(isinstance(layout, Layout) and layout.declared for layout in known):
+            why = known[0] if isinstance(known[0], str) else f"the layout of a {type(hits[0].module).__name__} is known"
+            raise InvalidArgumentError(
+                f"`layouts` must name weights that no layer of torch holds, got {pattern!r}: {hits[0].name}: {why}. "
+                "Leave it out."
+            )
+        found |= layouts_of_hits
     return found
 
 
