@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -35,6 +36,10 @@ LayerFilter: TypeAlias = str | Iterable[str] | Callable[[str, nn.Module], bool] 
 
 Layouts: TypeAlias = Mapping[str, tuple[int, int]] | None
 """Names or wildcards of parameters, and the axes of their outputs and inputs."""
+
+
+_ADAPTER = re.compile(r"(^|\.)lora_(embedding_)?[AB](\.|$)")
+"""In the names that peft gives."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -239,6 +244,8 @@ def _judge(
 ) -> WeightChoice:
     """Decide on one parameter, whatever `layers` says."""
     parameter = getattr(choice.module, choice.attribute)
+    if _ADAPTER.search(choice.name):
+        return choice.refused("a low-rank adapter: merge it first")
     if is_lazy(parameter):
         return choice.refused("not initialised yet; run a forward first")
     layout = layout_of(choice.module, choice.attribute, allow=allow, declared=declared.get(choice.name))

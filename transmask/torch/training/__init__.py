@@ -6,6 +6,7 @@ mask_state.py      the mask of one weight and its steps
 masked_weight.py   the parametrisation W -> S * W: where a new estimator goes
 step_hooks.py      the decay before an optimizer step, the count and the refresh after it
 loading.py         checks masks before a model loads them
+adapters.py        merges low-rank adapters and keeps the masks
 prune_method.py    the same masks in the style of `torch.nn.utils.prune`
 
 Masks that are learnt, from trainable thresholds (Dynamic Sparse Training):
@@ -16,6 +17,7 @@ thresholded_weight.py      the parametrisation W -> W * S(abs(W) - t), the regul
 threshold_step.py          the step and its long-tailed derivative
 """
 
+from .adapters import merge_adapters
 from .controller import MaskController, RefreshRecord
 from .prune_method import TransposablePruning, transposable
 from .sparsify import sparsify
@@ -28,6 +30,7 @@ __all__ = [
     "RefreshRecord",
     "ThresholdController",
     "TransposablePruning",
+    "merge_adapters",
     "sparsify",
     "sparsify_by_threshold",
     "transposable",
