@@ -6,6 +6,7 @@ mask_state.py      the mask of one weight and its steps
 masked_weight.py   the parametrisation W -> S * W: where a new estimator goes
 step_hooks.py      the decay before an optimizer step, the count and the refresh after it
 loading.py         checks masks before a model loads them
+sharding.py        weights that processes share
 adapters.py        merges low-rank adapters and keeps the masks
 prune_method.py    the same masks in the style of `torch.nn.utils.prune`
 

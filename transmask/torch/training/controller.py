@@ -22,6 +22,7 @@ from ..selection import SelectionReport, WeightChoice, refuse_other_than_module
 from .loading import MaskedEntry, MaskT, first_offender, masked_entries
 from .mask_state import MaskState
 from .masked_weight import MaskedWeight
+from .sharding import refuse_sharded
 from .step_hooks import StepHooks
 
 __all__ = ["MaskController", "ParametrisationController", "RefreshRecord"]
@@ -287,9 +288,15 @@ class MaskController(ParametrisationController[MaskedWeight, RefreshRecord]):
         Raises
         ------
         InvalidArgumentError
-            If a mask does not hold its pattern, as an average of masks does not; the model is unchanged.
+            If a mask does not hold its pattern, as an average of masks does not, or FSDP2 shards the model; the model
+            is unchanged.
         """
         self._refuse_broken()
+        refuse_sharded(
+            self.model,
+            "be whole to lose its masks",
+            "Save its full state_dict, and load it after sparsify in one process, or fold it with `transmask apply`.",
+        )
         super().remove()
 
     def _entries(self) -> list[MaskedEntry[MaskedWeight]]:

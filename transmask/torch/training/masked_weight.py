@@ -19,6 +19,7 @@ from ...errors import InvalidArgumentError, unknown_choice
 from ..layouts import Layout
 from ..mask_rule import MaskRule
 from .mask_state import MaskState
+from .sharding import part_of, whole
 
 __all__ = ["Estimator", "MaskedWeight", "TrainingRule"]
 
@@ -113,13 +114,14 @@ class MaskedWeight(MaskState):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return S * W, with the gradient that the estimator asks for."""
+        mask = part_of(self.mask, weight)
         if self.is_frozen:
-            return torch.where(self.mask, weight, 0)
-        return cast(Tensor, _StraightThrough.apply(weight, self.mask))  # type: ignore[no-untyped-call]
+            return torch.where(mask, weight, 0)
+        return cast(Tensor, _StraightThrough.apply(weight, mask))  # type: ignore[no-untyped-call]
 
     def find(self, weight: Tensor, name: str) -> Tensor:
         """Find the mask for the current `weight`, without changing anything."""
-        return self.mask_rule.find(weight, self.layout, name=name)
+        return self.mask_rule.find(whole(weight), self.layout, name=name)
 
     def is_due(self) -> bool:
         """Tell whether the mask is due for a refresh."""
@@ -130,7 +132,7 @@ class MaskedWeight(MaskState):
         rule = self.training_rule
         if rule.estimator != "sr-ste" or self.is_frozen or parameter.grad is None:
             return
-        parameter.grad.add_(parameter.detach().masked_fill(self.mask, 0) * (scale * rule.decay))
+        parameter.grad.add_(parameter.detach().masked_fill(part_of(self.mask, parameter), 0) * (scale * rule.decay))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         state_dict.pop(f"{prefix}_extra_state", None)  # dual variables, which 0.1.0 stored

@@ -11,10 +11,11 @@ from ...pattern import PatternLike
 from ...solvers import Solver
 from ..layouts import Allowed
 from ..mask_rule import MaskRule
-from ..selection import LayerFilter, Layouts, select_weights, untrainable
+from ..selection import LayerFilter, Layouts, refuse_other_than_module, select_weights, untrainable
 from .controller import MaskController
 from .loading import load_masks
 from .masked_weight import Estimator, MaskedWeight, TrainingRule
+from .sharding import refuse_sharded, whole
 
 __all__ = ["sparsify"]
 
@@ -102,6 +103,12 @@ def sparsify(
     """
     mask_rule = MaskRule.of(pattern, transposable, constraint, solver)
     training_rule = TrainingRule(estimator, refresh_every, decay)
+    refuse_other_than_module(model, "model")
+    refuse_sharded(
+        model,
+        "get its masks before it is sharded",
+        "Call sparsify first, then fully_shard, and make the optimizer last.",
+    )
     report = select_weights(
         model,
         mask_rule.pattern,
@@ -116,7 +123,7 @@ def sparsify(
     for choice in report.taken:
         assert choice.layout is not None
         weight = getattr(choice.module, choice.attribute)
-        mask = mask_rule.find(weight, choice.layout, name=choice.name)
+        mask = mask_rule.find(whole(weight), choice.layout, name=choice.name)
         found.append((choice, MaskedWeight(mask.to(weight.device), choice.layout, mask_rule, training_rule)))
     for choice, masked in found:
         parametrize.register_parametrization(choice.module, choice.attribute, masked)
