@@ -124,9 +124,11 @@ class ParametrisationController(ABC, Generic[MaskT, RecordT]):
         Parameters
         ----------
         optimizer : torch.optim.Optimizer
-            It must hold masked weights, or their thresholds; those of other optimizers are not touched. A resumed run
-            must create it at the same point as the original, before or after the masks: torch numbers an optimizer's
-            parameters, and masks change their order. Thresholds exist only after `sparsify_by_threshold`.
+            Or what wraps one as its ``optimizer``, as accelerate does: the steps of that one count, not those that
+            the wrapper leaves out. It must hold masked weights, or their thresholds; those of other optimizers are not
+            touched. A resumed run must create it at the same point as the original, before or after the masks: torch
+            numbers an optimizer's parameters, and masks change their order. Thresholds exist only after
+            `sparsify_by_threshold`.
 
         Returns
         -------
@@ -136,12 +138,11 @@ class ParametrisationController(ABC, Generic[MaskT, RecordT]):
         Raises
         ------
         InvalidTypeError
-            If `optimizer` is not a torch Optimizer.
+            If `optimizer` neither is nor wraps a torch Optimizer.
         InvalidArgumentError
             If it holds no masked weight or threshold, or is already attached.
         """
-        if not isinstance(optimizer, Optimizer):
-            raise InvalidTypeError(f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+        optimizer = _innermost(optimizer)
         if any(hooks.optimizer is optimizer for hooks in self._hooks):
             raise InvalidArgumentError(
                 "`optimizer` must not be attached yet, got it twice. Its decay would count twice."
@@ -341,6 +342,18 @@ class MaskController(ParametrisationController[MaskedWeight, RefreshRecord]):
         ]
         self.history += records
         return records
+
+
+def _innermost(optimizer: Any) -> Optimizer:
+    """Return the optimizer that steps, whatever wraps it."""
+    inner = optimizer
+    while isinstance(wrapped := getattr(inner, "optimizer", None), Optimizer) and wrapped is not inner:
+        inner = wrapped
+    if not isinstance(inner, Optimizer):
+        raise InvalidTypeError(
+            f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}. Attach what it wraps."
+        )
+    return inner
 
 
 def _describe(model: nn.Module, entries: Sequence[MaskedEntry[MaskT]]) -> SelectionReport:
