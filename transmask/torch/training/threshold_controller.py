@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .controller import ParametrisationController
 from .loading import MaskedEntry, masked_entries
 from .mask_state import MaskState
+from .parametrisation_controller import ParametrisationController
 from .thresholded_weight import ThresholdedWeight
 
 __all__ = ["DensityRecord", "ThresholdController"]
