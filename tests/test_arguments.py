@@ -219,12 +219,12 @@ def test_what_are_no_axes(axes, text):
         tm.check_mask(np.ones((4, 4)), "4:4", axes=axes)
 
 
-def test_masked_entries_and_subclasses_are_plain_arrays():
+def test_subclasses_are_plain_arrays():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         matrix = np.asmatrix(np.arange(16.0).reshape(4, 4))
     assert type(tm.transposable_mask(matrix, "2:4")) is np.ndarray
-    assert type(tm.solve(np.ma.masked_array(np.ones((4, 4)), np.eye(4)), "2:4").mask) is np.ndarray
+    assert type(tm.solve(np.ma.masked_array(np.ones((4, 4))), "2:4").mask) is np.ndarray
 
 
 @pytest.mark.parametrize("value", [3, np.int8(3), np.uint64(3), np.array(3)])
@@ -263,3 +263,19 @@ def test_a_bool_is_refused_as_an_axis_in_the_same_words_everywhere(call):
     with pytest.raises(tm.InvalidTypeError) as raised:
         call()
     assert str(raised.value) == "`axis` must be an integer, got True."
+
+
+@pytest.mark.parametrize("call", [tm.transposable_mask, tm.solve, tm.nm_mask])
+def test_masked_entries_are_refused(call):
+    weights = np.ma.masked_array(np.arange(16.0).reshape(4, 4), mask=np.eye(4, dtype=bool))
+    with pytest.raises(tm.InvalidArgumentError) as caught:
+        call(weights, "2:4")
+    assert str(caught.value) == (
+        "`weights` must be an array without masked entries, got 4 of 16 masked. "
+        "Fill them first, with .filled(0) to give them no worth."
+    )
+    unmasked = np.ma.masked_array(np.arange(16.0).reshape(4, 4))
+    for plain in (unmasked, weights.filled(0)):
+        mask = getattr(call(plain, "2:4"), "mask", None)
+        mask = call(plain, "2:4") if mask is None else mask
+        assert mask.sum() == 8

@@ -55,6 +55,11 @@ def _as_array(values: ArrayLike, argument: str) -> Array:
     """View or convert to an array of any dtype."""
     if is_tensor(values):
         return tensor_to_numpy(values, argument=argument)
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise InvalidArgumentError(
+            f"`{argument}` must be an array without masked entries, got {int(np.sum(values.mask))} of {values.size} "
+            "masked. Fill them first, with .filled(0) to give them no worth."
+        )
     try:
         return np.asarray(values)
     except ValueError:
