@@ -136,6 +136,24 @@ class MaskController(ParametrisationController[MaskedWeight, RefreshRecord]):
         self._refuse_broken()
         return super().masks()
 
+    def dense(self) -> None:
+        """Drop the masks and go on with the dense weights behind them, for the last part of training.
+
+        Pruned weights take part from the next forward on. The parameters are those that the optimizer holds, so its
+        state stays.
+
+        Raises
+        ------
+        InvalidArgumentError
+            If FSDP2 shards the model; the model is unchanged.
+
+        References
+        ----------
+        Hu et al. 2024, "Accelerating Transformer Pre-training with 2:4 Sparsity", section 4.4, dense fine-tuning.
+        """
+        self._refuse_sharded()
+        self._end(masked=False)
+
     def remove(self) -> None:
         """Write the zeros into the weights and leave an ordinary model with its original parameters.
 
@@ -146,12 +164,15 @@ class MaskController(ParametrisationController[MaskedWeight, RefreshRecord]):
             is unchanged.
         """
         self._refuse_broken()
+        self._refuse_sharded()
+        super().remove()
+
+    def _refuse_sharded(self) -> None:
         refuse_sharded(
             self.model,
             "be whole to lose its masks",
             "Save its full state_dict, and load it after sparsify in one process, or fold it with `transmask apply`.",
         )
-        super().remove()
 
     def _entries(self) -> list[MaskedEntry[MaskedWeight]]:
         return list(masked_entries(self.model, MaskedWeight))

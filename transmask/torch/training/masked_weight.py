@@ -8,6 +8,7 @@ The forward product uses S * W. What the gradient sees depends on the estimator:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -33,10 +34,11 @@ class TrainingRule:
     Attributes
     ----------
     estimator : {"sr-ste", "ste", "fixed"}
-    refresh_every : int
-        Optimizer steps between two refreshes of a mask; "fixed" never refreshes.
-    decay : float
-        "sr-ste" adds ``decay * W`` to the gradient of a pruned weight W.
+    refresh_every : int or callable
+        Optimizer steps between two refreshes of a mask, or a function that tells of the number of steps done whether a
+        refresh is due; "fixed" never refreshes.
+    decay : float or callable
+        "sr-ste" adds ``decay * W`` to the gradient of a pruned weight W; or a function of the number of steps done.
 
     Raises
     ------
@@ -45,18 +47,42 @@ class TrainingRule:
     """
 
     estimator: Estimator = "sr-ste"
-    refresh_every: int = 40
-    decay: float = 2e-4
+    refresh_every: int | Callable[[int], bool] = 40
+    decay: float | Callable[[int], float] = 2e-4
 
     def __post_init__(self) -> None:
         if self.estimator not in get_args(Estimator):
             raise unknown_choice("estimator", self.estimator, get_args(Estimator))
-        never = "estimator='fixed' never refreshes."
-        every = as_integer(self.refresh_every, argument="refresh_every", least=1, remedy=never)
-        object.__setattr__(self, "refresh_every", every)
-        object.__setattr__(self, "decay", as_number(self.decay, argument="decay"))
-        if not 0 <= self.decay < float("inf"):
-            raise InvalidArgumentError(f"`decay` must be finite and at least 0, got {self.decay}.")
+        if not callable(self.refresh_every):
+            never = "estimator='fixed' never refreshes."
+            every = as_integer(self.refresh_every, argument="refresh_every", least=1, remedy=never)
+            object.__setattr__(self, "refresh_every", every)
+        if not callable(self.decay):
+            object.__setattr__(self, "decay", _as_decay(self.decay, ""))
+
+    def refreshes_after(self, steps: int) -> bool:
+        """Tell whether a mask is due for a refresh after so many optimizer steps."""
+        if callable(self.refresh_every):
+            return bool(self.refresh_every(steps))
+        return steps % self.refresh_every == 0
+
+    def decay_after(self, steps: int) -> float:
+        """Return the decay of the step that follows so many others.
+
+        Raises
+        ------
+        InvalidTypeError, InvalidArgumentError
+            If a function returns what is no decay.
+        """
+        return _as_decay(self.decay(steps), f" after {steps} steps") if callable(self.decay) else self.decay
+
+
+def _as_decay(value: object, when: str) -> float:
+    """Return a decay as float."""
+    decay = as_number(value, argument="decay")
+    if not 0 <= decay < float("inf"):
+        raise InvalidArgumentError(f"`decay` must be finite and at least 0, got {decay}{when}.")
+    return decay
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -125,14 +151,16 @@ class MaskedWeight(MaskState):
 
     def is_due(self) -> bool:
         """Tell whether the mask is due for a refresh."""
-        return not self.is_frozen and self.steps % self.training_rule.refresh_every == 0
+        return not self.is_frozen and self.training_rule.refreshes_after(self.steps)
 
     def decay_into(self, parameter: nn.Parameter, scale: float | Tensor) -> None:
         """Add ``scale * decay * (1 - S) * W`` to the gradient of the weight, if the estimator asks for it."""
         rule = self.training_rule
         if rule.estimator != "sr-ste" or self.is_frozen or parameter.grad is None:
             return
-        parameter.grad.add_(parameter.detach().masked_fill(part_of(self.mask, parameter), 0) * (scale * rule.decay))
+        parameter.grad.add_(
+            parameter.detach().masked_fill(part_of(self.mask, parameter), 0) * (scale * rule.decay_after(self.steps))
+        )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         state_dict.pop(f"{prefix}_extra_state", None)  # dual variables, which 0.1.0 stored

@@ -136,13 +136,17 @@ class ParametrisationController(ABC, Generic[MaskT, RecordT]):
 
     def remove(self) -> None:
         """Write the zeros into the weights and leave an ordinary model with its original parameters."""
+        self._end(masked=True)
+
+    def _end(self, *, masked: bool) -> None:
+        """Let go of optimizers, and leave the masked weights, or the dense ones behind them."""
         for hooks in self._hooks:
             hooks.remove()
         self._hooks.clear()
         if self._load_handle is not None:
             self._load_handle.remove()
         for entry in self._entries():
-            parametrize.remove_parametrizations(entry.module, entry.attribute)
+            parametrize.remove_parametrizations(entry.module, entry.attribute, leave_parametrized=masked)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Copy the model with its masks; the copy is attached to no optimizer."""

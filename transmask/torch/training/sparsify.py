@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -31,9 +31,9 @@ def sparsify(
     layouts: Layouts = None,
     constraint: str = "exactly",
     solver: str | Solver = "auto",
-    refresh_every: int = 40,
+    refresh_every: int | Callable[[int], bool] = 40,
     estimator: Estimator = "sr-ste",
-    decay: float = 2e-4,
+    decay: float | Callable[[int], float] = 2e-4,
 ) -> MaskController:
     """Put masks on the weights of a model, found from their current values.
 
@@ -63,13 +63,15 @@ def sparsify(
     constraint : {"exactly", "at_most"}, default "exactly"
     solver : str or Solver, default "auto"
         As in `transmask.transposable_mask`.
-    refresh_every : int, default 40
-        Optimizer steps between two refreshes of the masks.
+    refresh_every : int or callable, default 40
+        Optimizer steps between two refreshes of the masks; or a function that is given the number of steps done and
+        tells whether a refresh is due, as in ``lambda steps: steps < 1000 and steps % 10 == 0``.
     estimator : {"sr-ste", "ste", "fixed"}, default "sr-ste"
         "sr-ste": straight-through gradient, pruned weights decay. "ste": the same without decay. "fixed": the first
         masks stay, and pruned weights get no gradient.
-    decay : float, default 2e-4
-        Adds ``decay * W`` to the gradient of a pruned weight W, once per optimizer step.
+    decay : float or callable, default 2e-4
+        Adds ``decay * W`` to the gradient of a pruned weight W, once per optimizer step; or a function of the number of
+        steps done, for a ramp.
 
     Returns
     -------
