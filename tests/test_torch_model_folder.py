@@ -20,7 +20,7 @@ import transmask as tm  # noqa: E402
 from transmask.checkpoint import check_checkpoint  # noqa: E402
 from transmask.cli import main  # noqa: E402
 from transmask.torch import reconstruct, reconstruct_folder  # noqa: E402
-from transmask.torch.model_folder.changes import check_stored  # noqa: E402
+from transmask.torch.model_folder.changes import check_stored, new_values, tensors_that_change  # noqa: E402
 from transmask.torch.model_folder.texts import read_texts, tokenize  # noqa: E402
 
 pytestmark = [pytest.mark.surface, pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")]
@@ -337,3 +337,51 @@ def test_batches_are_cut_and_filled_up(folder):
     assert batches[1]["input_ids"].tolist() == [tokenizer("ghijk")["input_ids"]]
     with pytest.raises(tm.InvalidArgumentError, match="must hold texts with a token, got none in 1"):
         tokenize(tokenizer, [""], length=5, batch_size=3)
+
+
+def test_a_second_run_on_other_layers_adds_to_what_the_folder_says(folder):
+    first = {fit.name for fit in run(include=r"layers\.0\.").fits}
+    report = reconstruct_folder("new", "newer", "4:8", "texts.jsonl", include=r"layers\.1\.", progress=False)
+    found = {tensor.name: str(tensor.pattern) for tensor in check_checkpoint(folder / "newer")}
+    assert found == dict.fromkeys(first, "2:4") | {fit.name: "4:8" for fit in report.fits}
+    assert all(same_bits(stored(folder / "newer")[name], stored(folder / "new")[name]) for name in first)
+
+
+def test_an_error_of_the_system_within_the_run_is_not_taken_for_a_failed_output(folder):
+    def fail(done, total, fit):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        reconstruct_folder("m", "new", "2:4", "texts.jsonl", progress=fail)
+    assert type(caught.value) is OSError
+    assert sorted(path.name for path in folder.iterdir()) == ["m", "texts.jsonl"]
+
+
+def test_a_pickle_is_not_read(folder):
+    (folder / "m/model.safetensors").rename(folder / "m/pytorch_model.bin")
+    with pytest.raises(tm.CheckpointError, match="must hold one checkpoint"):
+        run()
+
+
+def test_what_did_not_change_keeps_the_bits_that_the_model_rounds(tmp_path):
+    weights = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+    write_safetensors(tmp_path / "m.safetensors", {"same": weights, "changed": weights, "other": weights})
+    checkpoint = tm.checkpoint.open_checkpoint(tmp_path / "m.safetensors")
+    loaded = torch.from_numpy(weights).to(torch.bfloat16)
+    replace = new_values({"same": loaded, "changed": loaded * 2}, checkpoint)
+    found = {tensor.name: replace(tensor) for tensor in checkpoint.tensors}
+    assert found["same"] is None
+    assert found["other"] is None
+    (changed,) = found["changed"]
+    assert changed.dtype == np.float32
+    np.testing.assert_array_equal(changed.reshape(4, 4), (loaded * 2).float().numpy())
+
+
+def test_layers_blocks_and_statistics_change():
+    block = lambda: torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.LayerNorm(8))  # noqa: E731
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(8), torch.nn.ModuleList([block(), block()]), torch.nn.Linear(8, 8))
+    layer = {"2.weight", "2.bias"}
+    statistics = {"0.running_mean", "0.running_var", "0.num_batches_tracked"}
+    assert set(tensors_that_change(model, ["2.weight"], None)) == layer | statistics
+    matched = set(tensors_that_change(model, ["2.weight", "1.0.0.weight"], "blocks"))
+    assert matched == layer | statistics | {f"1.0.{i}.{key}" for i in (0, 1) for key in ("weight", "bias")}
