@@ -268,3 +268,16 @@ def test_unstructured_zeros_are_converted():
     nn.utils.prune.remove(nn.utils.prune.l1_unstructured(attention, "in_proj_weight", 0.9), "in_proj_weight")
     report = convert_unstructured(attention, batches, 8, forward=call, progress=False)
     assert [(fit.name, str(fit.pattern)) for fit in report.fits] == [("in_proj_weight", "2:8")]
+
+
+@pytest.mark.parametrize(("layers", "replaced"), [("out_proj", True), ("in_proj_weight", True), ("linear", False)])
+def test_an_attention_that_is_not_treated_computes_as_it_did(layers, replaced):
+    model = nn.ModuleDict({"attention": attention_of(), "linear": nn.Linear(WIDTH, 8)})
+    seen = []
+
+    def run(model, batch):
+        seen.append("forward" in vars(model["attention"]))
+        model["linear"](model["attention"](*batch)[0])
+
+    reconstruct(model, inputs(**SELF), "2:4", layers=f"*{layers}*", forward=run, progress=False)
+    assert set(seen) == {replaced}

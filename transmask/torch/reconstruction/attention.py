@@ -85,14 +85,20 @@ def can_be_observed(module: nn.Module) -> bool:
 
 
 @contextmanager
-def observable(model: nn.Module, projections: Iterable[Projection]) -> Iterator[None]:
-    """Have the attention layers of a model call their projections, and the hooks of their output projections."""
+def observable(model: nn.Module, layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Have the attention layers of a model call those of `layers` that are theirs: projections, output projections."""
     known: dict[nn.Module, list[Projection]] = {}
-    for projection in projections:
-        known.setdefault(projection.attention[0], []).append(projection)
+    others = set()
+    for layer in layers:
+        if isinstance(layer, Projection):
+            known.setdefault(layer.attention[0], []).append(layer)
+        else:
+            others.add(layer)
     with ExitStack() as stack:
         for module in model.modules():
-            if isinstance(module, nn.MultiheadAttention) and can_be_observed(module):
+            if not (isinstance(module, nn.MultiheadAttention) and can_be_observed(module)):
+                continue
+            if module in known or module.out_proj in others:
                 module.forward = _observed(module, known.get(module, []))  # type: ignore[method-assign]
                 stack.callback(vars(module).pop, "forward")
         yield

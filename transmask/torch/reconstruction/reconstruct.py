@@ -23,7 +23,7 @@ from ..layouts import Allowed
 from ..selection import LayerFilter, Layouts
 from .adaprune import AdaPrune
 from .alps import ALPS
-from .attention import Projection, observable
+from .attention import observable
 from .calibration import Calibration, ForwardFunction, RowWeights, batch_norm_layers, reestimate_batch_norm
 from .gram import Gram
 from .layer_jobs import LayerJob, choose_layers, jobs_of, unchanged_on_error
@@ -150,10 +150,9 @@ def reconstruct(
     matching = None if match is None else _matching(model, match, match_steps, jobs, sequential, offload)
     others = [buffer for layer in batch_norm_layers(model) for buffer in layer.buffers()]
     others += [] if matching is None else [value for block in matching.blocks.values() for value in block.parameters()]
-    projections = [job.layer for job in jobs if isinstance(job.layer, Projection)]
     with (
         unchanged_on_error(jobs, others) as saved,
-        observable(model, projections),
+        observable(model, [job.layer for job in jobs]),
         _shown(progress, len(jobs)) as advance,
     ):
         if matching is not None:

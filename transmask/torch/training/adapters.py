@@ -47,15 +47,13 @@ def merge_adapters(model: nn.Module) -> nn.Module:
     if not callable(merge):
         raise InvalidTypeError(f"`model` must be a peft.PeftModel, got {type(model).__name__}.")
     masked = {id(entry.module): entry for entry in masked_entries(model, MaskedWeight)}
-    found: list[tuple[Any, MaskedEntry[MaskedWeight], Tensor]] = [
-        (module, entry, _added(module, entry))
+    found = [
+        (entry, _added(module, entry))
         for module in model.modules()
         if (entry := masked.get(id(getattr(module, "base_layer", None)))) is not None
     ]
-    for module, entry, added in found:
-        entry.original.add_(added.masked_fill(~entry.masked.mask, 0))
-        for adapter in module.active_adapters:
-            module.lora_B[adapter].weight.zero_()  # peft has nothing left to add to the weight
+    for entry, added in found:
+        entry.original.add_(added)
     merged: nn.Module = merge()
     return merged
 
