@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from threading import Thread, get_ident
+from threading import Event, Thread, get_ident
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -133,6 +133,8 @@ class _Forward:
         self._last_version = 0
         # A daemon: a model that never calls a layer again must not keep the interpreter alive.
         self._thread = Thread(target=self._run, name=f"transmask-batch-{batch}", daemon=True)
+        # Before Python 3.13, a `join` that is interrupted takes a thread that still runs for one that has ended.
+        self._over = Event()
 
     def go_on(self) -> Call | BlockCall | None:
         """Run up to the next stop and return it, or None at the end; raise what the forward raises."""
@@ -180,10 +182,12 @@ class _Forward:
         if self._offloaded is not None:
             self._offloaded.fill()  # the model may keep some of it
         interrupt = None
-        while self._thread.is_alive():
+        while self._thread.ident is not None:
             try:
                 self._turns.put(None)
+                self._over.wait()
                 self._thread.join()
+                break
             except KeyboardInterrupt as error:
                 interrupt = error
         if interrupt is not None:
@@ -199,6 +203,7 @@ class _Forward:
         except BaseException as error:
             answer = error
         self._answers.put(answer)
+        self._over.set()
 
 
 class _Turn:
