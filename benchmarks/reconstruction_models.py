@@ -18,8 +18,9 @@ import argparse
 import copy
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -93,28 +94,27 @@ def rows(
     batches: list[torch.Tensor],
     options: dict[str, Any],
     judge: Judge,
-    ways_of: Callable[[str, bool], Iterable[str]],
+    masks: list[tuple[str, bool]],
+    ways: list[str],
 ) -> Iterator[dict[str, object]]:
     """Yield the rows of the table as they are measured."""
     yield {"pattern": "dense"} | dict.fromkeys(("mask", "way", "mask alone", "layer error")) | judge(dense)
-    for pattern in PATTERNS:
-        for transposable in (True, False):
-            for way in ways_of(pattern, transposable):
-                model = copy.deepcopy(dense)
-                began = time.perf_counter()
-                report: ReconstructionReport = reconstruct(
-                    model, batches, pattern, transposable=transposable, progress=False, **options, **WAYS[way]
-                )
-                seconds = time.perf_counter() - began
-                yield {
-                    "pattern": pattern,
-                    "mask": "transposable" if transposable else "plain",
-                    "way": way,
-                    "mask alone": f"{mean(report, 'error_masked'):.4f}",
-                    "layer error": f"{mean(report, 'error_fitted'):.4f}",
-                    **judge(model),
-                    "s": f"{seconds:.0f}",
-                }
+    for (pattern, transposable), way in product(masks, ways):
+        model = copy.deepcopy(dense)
+        began = time.perf_counter()
+        report: ReconstructionReport = reconstruct(
+            model, batches, pattern, transposable=transposable, progress=False, **options, **WAYS[way]
+        )
+        seconds = time.perf_counter() - began
+        yield {
+            "pattern": pattern,
+            "mask": "transposable" if transposable else "plain",
+            "way": way,
+            "mask alone": f"{mean(report, 'error_masked'):.4f}",
+            "layer error": f"{mean(report, 'error_fitted'):.4f}",
+            **judge(model),
+            "s": f"{seconds:.0f}",
+        }
 
 
 def mean(report: ReconstructionReport, name: str) -> float:
@@ -133,13 +133,11 @@ def main() -> None:
         dense, batches, options, judge, described = transformer(chosen.path)
     else:
         dense, batches, options, judge, described = crepe(chosen.model.removeprefix("crepe-"))
-
-    def ways_of(pattern: str, transposable: bool) -> Iterable[str]:
-        every = chosen.model != "crepe-full" or (pattern, transposable) == ("2:4", True)
-        return WAYS if every else ["least squares, magnitude"]
-
+    masks, ways = list(product(PATTERNS, (True, False))), list(WAYS)
+    if chosen.model == "crepe-full":
+        masks, ways = masks[:1], [way for way in WAYS if WAYS[way]["method"] == "least_squares"]
     found = []
-    for row in rows(dense, batches, options, judge, ways_of):
+    for row in rows(dense, batches, options, judge, masks, ways):
         found.append(row)
         print(row, flush=True)
     text = f"{described} (torch {torch.__version__}, {torch.get_num_threads()} threads):\n\n{table(found)}"

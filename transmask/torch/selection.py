@@ -105,6 +105,7 @@ def select_weights(
     layouts: Layouts = None,
     shared: bool = False,
     refuse: Callable[[WeightChoice], str] = lambda choice: "",
+    named_by: str = "layers",
 ) -> SelectionReport:
     """Go through every parameter of `model`.
 
@@ -129,6 +130,8 @@ def select_weights(
         Take a parameter that several modules hold, under its first name.
     refuse : callable, optional
         Why the caller cannot take a parameter that could be taken otherwise, or "" if it can.
+    named_by : str, default "layers"
+        What error messages call the argument that `layers` comes from.
 
     Returns
     -------
@@ -155,7 +158,7 @@ def select_weights(
     ]
     reasons = [refuse(choice) if choice.taken else "" for choice in choices]
     choices = [choice.refused(reason) if reason else choice for choice, reason in zip(choices, reasons, strict=True)]
-    choices = _filter(choices, layers)
+    choices = _filter(choices, layers, named_by)
     if skip_ends:
         taken = [index for index, choice in enumerate(choices) if choice.taken]
         for index in {*taken[:1], *taken[-1:]}:
@@ -267,7 +270,7 @@ def _judge(
     return replace(choice, reason=reason, layout=layout)
 
 
-def _filter(choices: list[WeightChoice], layers: LayerFilter) -> list[WeightChoice]:
+def _filter(choices: list[WeightChoice], layers: LayerFilter, argument: str) -> list[WeightChoice]:
     """Refuse what `layers` does not name, and raise if one of its names matches nothing."""
     if layers is None:
         return choices
@@ -277,19 +280,21 @@ def _filter(choices: list[WeightChoice], layers: LayerFilter) -> list[WeightChoi
         asked = set()
         if not isinstance(layers, Iterable):
             raise InvalidTypeError(
-                f"`layers` must be names, wildcards or a callable, got {layers!r}. Leave it out to take every layer."
+                f"`{argument}` must be names, wildcards or a callable, got {layers!r}. "
+                "Leave it out to take every layer."
             )
         for pattern in [layers] if isinstance(layers, str) else layers:
             if not isinstance(pattern, str):
                 raise InvalidTypeError(
-                    f"`layers` must hold strings, got {pattern!r}. Pass names, wildcards or a callable."
+                    f"`{argument}` must hold strings, got {pattern!r}. Pass names, wildcards or a callable."
                 )
             hits = [choice for choice in choices if _names(pattern, choice.name)]
             if not any(choice.taken for choice in hits):
-                raise InvalidArgumentError(_nothing_found(pattern, hits, choices, "layers"))
+                raise InvalidArgumentError(_nothing_found(pattern, hits, choices, argument))
             asked.update(choice.name for choice in hits)
     return [
-        choice.refused("not in `layers`") if choice.taken and choice.name not in asked else choice for choice in choices
+        choice.refused(f"not in `{argument}`") if choice.taken and choice.name not in asked else choice
+        for choice in choices
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import cast
@@ -10,19 +10,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ...errors import InvalidArgumentError
-from ...pattern import PatternLike
-from ...solvers import Solver
-from ..layouts import Allowed, Layout
+from ..choices import Choices
+from ..layouts import Layout
 from ..mask_rule import MaskRule
-from ..selection import LayerFilter, Layouts, WeightChoice, select_weights
+from ..selection import WeightChoice
 from .attention import Projection
-from .gram import SupportedLayer, unobservable, uses_of
+from .gram import SupportedLayer, uses_of
 from .operands import Operand
 
-__all__ = ["LayerJob", "Saved", "choose_layers", "jobs_of", "unchanged_on_error"]
-
-Choices = list[tuple[WeightChoice, MaskRule]]
+__all__ = ["LayerJob", "Saved", "jobs_of", "unchanged_on_error"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,70 +64,6 @@ class LayerJob:
 
     def _turned(self, weight: Tensor) -> Tensor:
         return weight.mT if self.layout.reduction == 0 else weight
-
-
-def choose_layers(
-    model: nn.Module,
-    pattern: PatternLike | Mapping[str, PatternLike],
-    options: tuple[bool, str, str | Solver],
-    layers: LayerFilter,
-    skip_ends: bool,
-    allow: Collection[Allowed],
-    layouts: Layouts,
-) -> Choices:
-    """Pair every parameter with the rule for its mask, in the order of the model.
-
-    Parameters
-    ----------
-    model, pattern, layers, skip_ends, allow, layouts
-        As in `reconstruct`.
-    options : tuple
-        Its `transposable`, `constraint` and `solver`.
-
-    Returns
-    -------
-    list of (WeightChoice, MaskRule)
-
-    Raises
-    ------
-    InvalidTypeError, InvalidArgumentError, UnsupportedPatternError
-        If an argument cannot be used, or no layer can take the pattern.
-    """
-    if not isinstance(pattern, Mapping):
-        rule = MaskRule.of(pattern, *options)
-        report = select_weights(
-            model,
-            rule.pattern,
-            transposable=rule.transposable,
-            layers=layers,
-            skip_ends=skip_ends,
-            allow=allow,
-            layouts=layouts,
-            shared=True,
-            refuse=unobservable(model),
-        )
-        return [(choice, rule) for choice in report]
-    if layers is not None or skip_ends:
-        raise InvalidArgumentError("`layers` and `skip_ends` must be left out where `pattern` names the weights.")
-    if not pattern:
-        raise InvalidArgumentError("`pattern` must name at least one weight, got an empty mapping.")
-    rules = {name: MaskRule.of(value, *options) for name, value in pattern.items()}
-    chosen: dict[str, tuple[WeightChoice, MaskRule]] = {}
-    for name, rule in rules.items():
-        report = select_weights(
-            model,
-            rule.pattern,
-            transposable=rule.transposable,
-            layers=[name],
-            allow=allow,
-            layouts=layouts,
-            shared=True,
-            refuse=unobservable(model),
-        )
-        for choice in report:
-            if choice.taken or choice.name not in chosen:
-                chosen[choice.name] = choice, rule
-    return list(chosen.values())
 
 
 def jobs_of(model: nn.Module, choices: Choices) -> list[LayerJob]:

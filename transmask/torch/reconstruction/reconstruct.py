@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from ..._arguments import as_integer
 from ...errors import InvalidArgumentError, InvalidTypeError, unknown_choice
-from ...pattern import PatternLike
 from ...shown import shown
 from ...solvers import Solver
+from ..choices import Patterns, choose_weights
 from ..layouts import Allowed
 from ..selection import LayerFilter, Layouts
 from .adaprune import AdaPrune
 from .alps import ALPS
 from .attention import observable
 from .calibration import Calibration, ForwardFunction, RowWeights, batch_norm_layers, reestimate_batch_norm
-from .gram import Gram
-from .layer_jobs import LayerJob, choose_layers, jobs_of, unchanged_on_error
+from .gram import Gram, unobservable
+from .layer_jobs import LayerJob, jobs_of, unchanged_on_error
 from .layer_problem import LayerProblem, ReconstructionMethod
 from .least_squares import LeastSquares
 from .matching import Matching, choose_blocks
@@ -43,7 +43,7 @@ _METHODS: dict[str, type[ReconstructionMethod]] = {"least_squares": LeastSquares
 def reconstruct(
     model: nn.Module,
     calibration: Iterable[Any],
-    pattern: PatternLike | Mapping[str, PatternLike],
+    pattern: Patterns,
     *,
     method: Literal["least_squares", "adaprune", "alps"] | ReconstructionMethod = "least_squares",
     sequential: bool = True,
@@ -143,7 +143,17 @@ def reconstruct(
     0.5
     """
     fit = partial(_fit, method=_as_method(method), scores=scores)
-    choices = choose_layers(model, pattern, (transposable, constraint, solver), layers, skip_ends, allow, layouts)
+    choices = choose_weights(
+        model,
+        pattern,
+        (transposable, constraint, solver),
+        layers=layers,
+        skip_ends=skip_ends,
+        allow=allow,
+        layouts=layouts,
+        refuse=unobservable(model),
+        shared=True,
+    )
     jobs = jobs_of(model, choices)
     operands = [job.layer for job in jobs if isinstance(job.layer, Operand)]
     data = Calibration(calibration, forward, row_weights, within=watching(operands))

@@ -7,11 +7,10 @@ from collections.abc import Callable, Collection
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ...pattern import PatternLike
 from ...solvers import Solver
+from ..choices import Patterns, choose_weights
 from ..layouts import Allowed
-from ..mask_rule import MaskRule
-from ..selection import LayerFilter, Layouts, refuse_other_than_module, select_weights, untrainable
+from ..selection import LayerFilter, Layouts, SelectionReport, refuse_other_than_module, untrainable
 from .controller import MaskController
 from .loading import load_masks
 from .masked_weight import Estimator, MaskedWeight, TrainingRule
@@ -22,7 +21,7 @@ __all__ = ["sparsify"]
 
 def sparsify(
     model: nn.Module,
-    pattern: PatternLike,
+    pattern: Patterns,
     *,
     transposable: bool = True,
     layers: LayerFilter = None,
@@ -45,8 +44,9 @@ def sparsify(
     model : torch.nn.Module
         Modified in place. Masks go on linear layers (the Conv1D of transformers is one), on convolutions (the matrix at
         each kernel position) and on the packed projections of MultiheadAttention.
-    pattern : Pattern, str or tuple of two int
-        Such as "2:4": N entries kept of every M.
+    pattern : Pattern, str, tuple of two int, or mapping of str to those
+        Such as "2:4": N entries kept of every M. A mapping from names or wildcards of parameters or of their modules,
+        such as ``{"*": "4:8", "*.attention": "2:4"}``, gives each its own; of two that match, the later one counts.
     transposable : bool, default True
         Hold the pattern in rows and columns (Hubara et al. 2021). False: only along the reduction axis, by magnitude
         (Zhou et al. 2021).
@@ -103,7 +103,6 @@ def sparsify(
     >>> float((model[0].weight == 0).float().mean())
     0.5
     """
-    mask_rule = MaskRule.of(pattern, transposable, constraint, solver)
     training_rule = TrainingRule(estimator, refresh_every, decay)
     refuse_other_than_module(model, "model")
     refuse_sharded(
@@ -111,10 +110,10 @@ def sparsify(
         "get its masks before it is sharded",
         "Call sparsify first, then fully_shard, and make the optimizer last.",
     )
-    report = select_weights(
+    choices = choose_weights(
         model,
-        mask_rule.pattern,
-        transposable=mask_rule.transposable,
+        pattern,
+        (transposable, constraint, solver),
         layers=layers,
         skip_ends=skip_ends,
         allow=allow,
@@ -122,12 +121,14 @@ def sparsify(
         refuse=untrainable,
     )
     found = []
-    for choice in report.taken:
-        assert choice.layout is not None
-        weight = getattr(choice.module, choice.attribute)
-        mask = mask_rule.find(whole(weight), choice.layout, name=choice.name)
-        found.append((choice, MaskedWeight(mask.to(weight.device), choice.layout, mask_rule, training_rule)))
+    for choice, rule in choices:
+        if choice.taken:
+            assert choice.layout is not None
+            weight = getattr(choice.module, choice.attribute)
+            mask = rule.find(whole(weight), choice.layout, name=choice.name)
+            found.append((choice, MaskedWeight(mask.to(weight.device), choice.layout, rule, training_rule)))
     for choice, masked in found:
         parametrize.register_parametrization(choice.module, choice.attribute, masked)
     load_handle = model.register_load_state_dict_pre_hook(load_masks)  # type: ignore[no-untyped-call]
+    report = SelectionReport(choice for choice, _ in choices)
     return MaskController(model, report, load_handle=load_handle)
