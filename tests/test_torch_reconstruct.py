@@ -232,7 +232,7 @@ class Unreached(nn.Module):
         (two_layers, [data(8, 32)], {"scores": lambda w, g: w / 0}, "`0.weight` must be finite"),
         (two_layers, [data(8, 32)], {"pattern": {}}, "`pattern` must name at least one weight, got an empty mapping"),
         (two_layers, [data(8, 32)], {"pattern": {"0.weight": "2:4"}, "skip_ends": True}, "must be left out where"),
-        (two_layers, [data(8, 32)], {"pattern": {"1.weight": "2:4"}}, "`layers` must name parameters or modules"),
+        (two_layers, [data(8, 32)], {"pattern": {"1.weight": "2:4"}}, "`pattern` must name parameters or modules"),
         (
             lambda: nn.ConvTranspose1d(8, 8, 2),
             [data(8, 8)],
@@ -275,7 +275,7 @@ def test_each_weight_may_have_its_own_pattern():
     model = nn.Sequential(two_layers(), nn.Linear(16, 8))
     report = tmt.reconstruct(model, [data(64, 32)], {"0.2.weight": "1:4", "1.weight": "2:4"}, progress=False)
     assert [(fit.name, str(fit.pattern)) for fit in report.fits] == [("0.2.weight", "1:4"), ("1.weight", "2:4")]
-    assert dict(report.left)["0.0.weight"] == "not in `layers`"
+    assert dict(report.left)["0.0.weight"] == "not in `pattern`"
     assert (model[0][0].weight != 0).all()
     assert float((model[0][2].weight != 0).float().mean()) == 0.25
 

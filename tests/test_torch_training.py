@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 
@@ -12,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 import naive  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.nn.utils import parametrize  # noqa: E402
 
 import transmask as tm  # noqa: E402
 from transmask import torch as tmt  # noqa: E402
@@ -377,3 +379,26 @@ def test_on_cuda_masks_are_those_of_the_same_weights_on_the_cpu():
     assert np.array_equal(controller.masks()["3.weight"].cpu().numpy(), tm.transposable_mask(weight.cpu(), "2:4"))
     assert len(controller.history) == 4
     model.load_state_dict({key: value.cpu() for key, value in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_cached_masked_weight_serves_a_whole_accumulation_window(frozen):
+    def accumulate(window):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+        controller = tmt.sparsify(model, "2:4")
+        if frozen:
+            controller.freeze()
+        products = []
+        for layer in model:
+            layer.parametrizations.weight[0].register_forward_hook(lambda *call: products.append(call))
+        with window:
+            for _ in range(3):
+                model(torch.randn(4, 16)).square().sum().backward()
+        return [parameter.grad for parameter in model.parameters()], len(products)
+
+    plain, products = accumulate(contextlib.nullcontext())
+    cached, fewer = accumulate(parametrize.cached())
+    assert (products, fewer) == (6, 2)
+    for mine, theirs in zip(cached, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)

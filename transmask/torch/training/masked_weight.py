@@ -103,6 +103,19 @@ class _StraightThrough(torch.autograd.Function):
         return gradient, None
 
 
+class _Fixed(_StraightThrough):
+    """S * W with its true gradient; the mask is kept as it is, so that a cached S * W has several backward passes."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Keep the mask."""
+        ctx.mask = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return torch.where(ctx.mask, gradient, 0), None
+
+
 class MaskedWeight(MaskState):
     """The parametrisation ``W -> S * W`` of one parameter, with all that a resumed run needs.
 
@@ -141,9 +154,8 @@ class MaskedWeight(MaskState):
     def forward(self, weight: Tensor) -> Tensor:
         """Return S * W, with the gradient that the estimator asks for."""
         mask = part_of(self.mask, weight)
-        if self.is_frozen:
-            return torch.where(mask, weight, 0)
-        return cast(Tensor, _StraightThrough.apply(weight, mask))  # type: ignore[no-untyped-call]
+        product = _Fixed if self.is_frozen else _StraightThrough
+        return cast(Tensor, product.apply(weight, mask))  # type: ignore[no-untyped-call]
 
     def find(self, weight: Tensor, name: str) -> Tensor:
         """Find the mask for the current `weight`, without changing anything."""
