@@ -7,6 +7,7 @@ masked_weight.py   the parametrisation W -> S * W: where a new estimator goes
 step_hooks.py      the decay before an optimizer step, the count and the refresh after it
 loading.py         checks masks before a model loads them
 sharding.py        weights that processes share
+unbiased_gradients.py   sparse gradients of outputs, for the products that give the gradients of weights
 adapters.py        merges low-rank adapters and keeps the masks
 prune_method.py    the same masks in the style of `torch.nn.utils.prune`
 
@@ -24,6 +25,7 @@ from .prune_method import TransposablePruning, transposable
 from .sparsify import sparsify
 from .sparsify_by_threshold import sparsify_by_threshold
 from .threshold_controller import DensityRecord, ThresholdController
+from .unbiased_gradients import UnbiasedGradients, draw_unbiased, prune_gradients
 
 __all__ = [
     "DensityRecord",
@@ -31,7 +33,10 @@ __all__ = [
     "RefreshRecord",
     "ThresholdController",
     "TransposablePruning",
+    "UnbiasedGradients",
+    "draw_unbiased",
     "merge_adapters",
+    "prune_gradients",
     "sparsify",
     "sparsify_by_threshold",
     "transposable",
