@@ -84,3 +84,70 @@ def test_bad_patterns_get_one_line_and_leave_the_model_alone(patterns, options, 
     assert text in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not any(hasattr(module, "parametrizations") for module in model)
+
+
+def test_a_step_of_density_changes_every_mask_and_training_goes_on():
+    model, controller = build("3:4", refresh_every=10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    controller.attach(optimizer)
+    for step in range(30):
+        if step == 15:
+            records = controller.change_pattern("2:4")
+            assert [record.name for record in records] == list(controller.masks())
+            assert all(record.step == 15 and record.flipped >= record.size / 4 for record in records)
+            assert controller.history[-4:] == records
+        optimizer.zero_grad()
+        model(torch.randn(8, 16)).square().mean().backward()
+        optimizer.step()
+        pattern = "3:4" if step < 15 else "2:4"
+        assert all(holds(controller, name, pattern) for name in controller.masks())
+    assert [record.step for record in controller.history[::4]] == [10, 15, 20, 30]
+    fresh, _ = build("2:4")
+    fresh.load_state_dict(model.state_dict())
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(fresh(x), model(x))
+
+
+def test_single_weights_change_their_pattern():
+    model, controller = build("3:4")
+    before = controller.masks()
+    records = controller.change_pattern({"1": "1:4", "1.1.weight": "2:8"})
+    assert [record.name for record in records] == ["1.0.weight", "1.1.weight"]
+    after = controller.masks()
+    assert torch.equal(after["0.weight"], before["0.weight"])
+    assert holds(controller, "1.0.weight", "1:4")
+    assert holds(controller, "1.1.weight", "2:8")
+    assert model[1][1].parametrizations.weight[0].pattern.tolist() == [2, 8]
+    controller.refresh()
+    assert all(torch.equal(mask, after[name]) for name, mask in controller.masks().items())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("4:4", "`pattern` must keep at least 1 entry and prune at least 1, got '4:4'."),
+        ({"1": "2:4", "9": "2:4"}, "`pattern` must name weights that carry masks, got '9'."),
+        ({0: "2:4"}, "`pattern` must name weights that carry masks, got 0."),
+        ("16:32", "`pattern` must prune every weight that it names, got '16:32', which would keep all of 2.weight"),
+        ({"1.0": "2:4", "2": "1:4"}, "`2.weight` must be finite"),
+    ],
+)
+def test_a_change_that_cannot_be_made_changes_nothing(pattern, text):
+    model, controller = build("3:4")
+    with torch.no_grad():
+        model[2].parametrizations.weight.original[0, 0] = torch.nan
+    before, state = controller.masks(), {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(tm.TransmaskError, match=r".") as caught:
+        controller.change_pattern(pattern)
+    assert text in str(caught.value)
+    assert all(torch.equal(mask, before[name]) for name, mask in controller.masks().items())
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, state[name], rtol=0, atol=0, equal_nan=True)
+    assert controller.history == []
+
+
+def test_frozen_masks_do_not_change_their_pattern():
+    _, controller = build("3:4")
+    controller.freeze()
+    with pytest.raises(tm.InvalidArgumentError, match=r"that of 0\.weight is frozen"):
+        controller.change_pattern("2:4")

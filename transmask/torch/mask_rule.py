@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,11 @@ class MaskRule:
         if transposable:
             as_solver(solver, chosen, limit)
         return cls(chosen, bool(transposable), limit, solver)
+
+    def prunes(self, layout: Layout, shape: Sequence[int]) -> bool:
+        """Tell whether any entry of a parameter of this shape has to go."""
+        sides = layout.sides(shape)
+        return (max(sides) if self.transposable else sides[layout.reduction]) > self.pattern.n
 
     def find(self, scores: torch.Tensor, layout: Layout, *, name: str) -> torch.Tensor:
         """Find the mask of a parameter, from nothing: training moves weights too far for duals of an earlier mask.

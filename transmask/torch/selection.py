@@ -26,6 +26,7 @@ __all__ = [
     "Layouts",
     "SelectionReport",
     "WeightChoice",
+    "matches",
     "refuse_other_than_module",
     "select_weights",
     "untrainable",
@@ -215,7 +216,7 @@ def _declared(layouts: Layouts, choices: list[WeightChoice]) -> dict[str, Layout
             raise InvalidTypeError(
                 f"`layouts` must map names to two axes, such as (1, 2), got {axes!r} for {pattern!r}."
             )
-        hits = [choice for choice in choices if _names(pattern, choice.name)]
+        hits = [choice for choice in choices if matches(pattern, choice.name)]
         if not hits:
             raise InvalidArgumentError(_nothing_found(pattern, hits, choices, "layouts"))
         layouts_of_hits = {hit.name: declared_layout((axes[0], axes[1]), hit.shape, hit.name) for hit in hits}
@@ -288,7 +289,7 @@ def _filter(choices: list[WeightChoice], layers: LayerFilter, argument: str) -> 
                 raise InvalidTypeError(
                     f"`{argument}` must hold strings, got {pattern!r}. Pass names, wildcards or a callable."
                 )
-            hits = [choice for choice in choices if _names(pattern, choice.name)]
+            hits = [choice for choice in choices if matches(pattern, choice.name)]
             if not any(choice.taken for choice in hits):
                 raise InvalidArgumentError(_nothing_found(pattern, hits, choices, argument))
             asked.update(choice.name for choice in hits)
@@ -298,7 +299,7 @@ def _filter(choices: list[WeightChoice], layers: LayerFilter, argument: str) -> 
     ]
 
 
-def _names(pattern: str, name: str) -> bool:
+def matches(pattern: str, name: str) -> bool:
     """Tell whether a name or wildcard matches a parameter or a module that holds it."""
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))

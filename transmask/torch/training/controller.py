@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +13,14 @@ from torch.utils.hooks import RemovableHandle
 
 from ..._arguments import as_mask, tensor_on_cpu
 from ...errors import InvalidArgumentError
-from ..selection import SelectionReport
+from ..choices import Patterns
+from ..mask_rule import MaskRule
+from ..selection import SelectionReport, matches
 from .loading import MaskedEntry, first_offender, masked_entries
 from .mask_state import MaskState
 from .masked_weight import MaskedWeight
 from .parametrisation_controller import ParametrisationController
-from .sharding import refuse_sharded
+from .sharding import refuse_sharded, whole
 
 __all__ = ["MaskController", "RefreshRecord"]
 
@@ -195,15 +197,72 @@ class MaskController(ParametrisationController[MaskedWeight, RefreshRecord]):
         """
         return self._refresh([entry.masked for entry in self._entries() if not entry.masked.is_frozen])
 
-    @torch.no_grad()
+    def change_pattern(self, pattern: Patterns) -> list[RefreshRecord]:
+        """Give the masks another pattern and find them anew: a step of density, such as from 3:4 to 2:4.
+
+        A state_dict says which patterns its masks have; a model that loads it must have come to the same.
+
+        Parameters
+        ----------
+        pattern : Pattern, str, tuple of two int, or mapping of str to those
+            For every mask; or by names or wildcards of weights or of their modules, of which the later one counts. What
+            a mapping does not name stays as it is.
+
+        Returns
+        -------
+        list of RefreshRecord
+            Also appended to `history`.
+
+        Raises
+        ------
+        InvalidTypeError, InvalidArgumentError, UnsupportedPatternError
+            If a pattern cannot be used, a name matches no mask, a mask is frozen, or a weight is NaN or infinite;
+            nothing has changed then.
+        """
+        rules = self._changed_rules(pattern)
+        records = self._find([(entry, rules[entry.name]) for entry in self._entries() if entry.name in rules])
+        for entry in self._entries():
+            if entry.name in rules:
+                entry.masked.change_rule(rules[entry.name])
+        return records
+
+    def _changed_rules(self, pattern: Patterns) -> dict[str, MaskRule]:
+        """Return the new rule of each mask that `pattern` names."""
+        rules: dict[str, MaskRule] = {}
+        by_name = pattern if isinstance(pattern, Mapping) else {"*": pattern}
+        for name, wanted in by_name.items():
+            entries = [entry for entry in self._entries() if isinstance(name, str) and matches(name, entry.name)]
+            if not entries:
+                raise InvalidArgumentError(
+                    f"`pattern` must name weights that carry masks, got {name!r}. controller.masks() lists them."
+                )
+            for entry in entries:
+                old = entry.masked.mask_rule
+                if entry.masked.is_frozen:
+                    raise InvalidArgumentError(
+                        f"`pattern` must name masks that change, got {name!r}: that of {entry.name} is frozen."
+                    )
+                rule = MaskRule.of(wanted, old.transposable, old.constraint, old.solver)
+                if not rule.prunes(entry.masked.layout, entry.original.shape):
+                    raise InvalidArgumentError(
+                        f"`pattern` must prune every weight that it names, got {str(rule.pattern)!r}, which would keep "
+                        f"all of {entry.name}, of shape {tuple(entry.original.shape)}."
+                    )
+                rules[entry.name] = rule
+        return rules
+
     def _refresh(self, due: Iterable[MaskState]) -> list[RefreshRecord]:
         wanted = {id(masked) for masked in due}
+        return self._find([(entry, entry.masked.mask_rule) for entry in self._entries() if id(entry.masked) in wanted])
+
+    @torch.no_grad()
+    def _find(self, wanted: Sequence[tuple[MaskedEntry[MaskedWeight], MaskRule]]) -> list[RefreshRecord]:
+        """Find masks by rules, and put them in place when all are found."""
         found = []
-        for entry in self._entries():
-            if id(entry.masked) in wanted:
-                began = time.perf_counter()
-                mask = entry.masked.find(entry.original, entry.name)
-                found.append((entry, mask, time.perf_counter() - began))
+        for entry, rule in wanted:
+            began = time.perf_counter()
+            mask = rule.find(whole(entry.original), entry.masked.layout, name=entry.name)
+            found.append((entry, mask, time.perf_counter() - began))
         records = [
             RefreshRecord(
                 step=entry.masked.steps,

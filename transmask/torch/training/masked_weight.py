@@ -20,7 +20,7 @@ from ...errors import InvalidArgumentError, unknown_choice
 from ..layouts import Layout
 from ..mask_rule import MaskRule
 from .mask_state import MaskState
-from .sharding import part_of, whole
+from .sharding import part_of
 
 __all__ = ["Estimator", "MaskedWeight", "TrainingRule"]
 
@@ -160,9 +160,10 @@ class MaskedWeight(MaskState):
         product = _Fixed if self.is_frozen else _StraightThrough
         return cast(Tensor, product.apply(weight, mask))  # type: ignore[no-untyped-call]
 
-    def find(self, weight: Tensor, name: str) -> Tensor:
-        """Find the mask for the current `weight`, without changing anything."""
-        return self.mask_rule.find(whole(weight), self.layout, name=name)
+    def change_rule(self, mask_rule: MaskRule) -> None:
+        """Follow another rule from now on."""
+        self.mask_rule = mask_rule
+        self.pattern.copy_(torch.tensor([mask_rule.pattern.n, mask_rule.pattern.m]))
 
     def is_due(self) -> bool:
         """Tell whether the mask is due for a refresh."""
