@@ -81,7 +81,7 @@ def draw_unbiased(
         raise InvalidArgumentError(f"`dim` must be an axis of `values`, got {dim} for {values.ndim} axes.")
     lines = values.movedim(dim, -1)
     missing = -lines.shape[-1] % chosen.m
-    groups = nn.functional.pad(lines, (0, missing)).unflatten(-1, (-1, chosen.m))
+    groups = nn.functional.pad(lines, (0, missing)).unflatten(-1, (-1, chosen.m))  # type: ignore[no-untyped-call]
     drawn = _draw(groups.float() if groups.dtype.itemsize < 4 else groups, chosen.n, generator).to(values.dtype)
     return drawn.flatten(-2)[..., : lines.shape[-1]].movedim(-1, dim)
 
