@@ -140,3 +140,51 @@ def test_what_wraps_no_optimizer_is_refused(wrong):
         controller.attach(wrong)
     name = type(wrong).__name__
     assert str(caught.value) == f"`optimizer` must be a torch.optim.Optimizer, got {name}. Attach what it wraps."
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_lightning(tmp_path, accumulate):
+    """The optimizer is attached where Lightning asks for it, and a resumed run is the uninterrupted one."""
+    lightning = pytest.importorskip("lightning")
+
+    class Training(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model, self.controller = build()
+
+        def training_step(self, batch):
+            return loss_of(self.model, batch)
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.5)
+            self.controller.attach(optimizer)
+            return optimizer
+
+    def fit(epochs, resumed=None):
+        torch.manual_seed(1)
+        training = Training()
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            accumulate_grad_batches=accumulate,
+            default_root_dir=tmp_path,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        parts = [part for batch in batches(6) for part in batch.chunk(accumulate)]
+        data = torch.utils.data.DataLoader(parts, batch_size=None)
+        trainer.fit(training, data, ckpt_path=resumed)
+        return trainer, training
+
+    trainer, training = fit(1)
+    assert len(training.controller.history) == 6
+    assert_same_run(training.model, training.controller, 6)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    _, straight = fit(2)
+    _, resumed = fit(2, tmp_path / "one.ckpt")
+    for key, value in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
