@@ -281,20 +281,20 @@ def only_dynamic() -> bool:
     return sys.argv[1:] == ["dynamic"]
 
 
-def read_section(name: str) -> str:
-    """Return what stands between the markers of a section of docs/training.md."""
+def read_section(name: str, page: Path = PAGE) -> str:
+    """Return what stands between the markers of a section of a page."""
     begin, end = f"<!-- begin: {name} -->\n", f"\n<!-- end: {name} -->"
-    found = re.findall(f"{re.escape(begin)}(.*?){re.escape(end)}", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    found = re.findall(f"{re.escape(begin)}(.*?){re.escape(end)}", page.read_text(encoding="utf-8"), re.DOTALL)
     if len(found) != 1:
-        raise ValueError(f"{PAGE} must hold the section {name!r} once")
+        raise ValueError(f"{page} must hold the section {name!r} once")
     return found[0]
 
 
-def write_section(name: str, body: str) -> None:
-    """Put `body` between the markers of a section of docs/training.md."""
-    before, text = read_section(name), PAGE.read_text(encoding="utf-8")
+def write_section(name: str, body: str, page: Path = PAGE) -> None:
+    """Put `body` between the markers of a section of a page."""
+    before, text = read_section(name, page), page.read_text(encoding="utf-8")
     begin = f"<!-- begin: {name} -->\n"
-    PAGE.write_text(text.replace(f"{begin}{before}", f"{begin}{body}"), encoding="utf-8")
+    page.write_text(text.replace(f"{begin}{before}", f"{begin}{body}"), encoding="utf-8")
 
 
 def with_rows_replaced(name: str, rows: str, notes: str) -> str:

@@ -36,6 +36,12 @@ def test_the_examples_on_reconstruction_run_in_order(capsys):
     assert (names["model"][0].weight == 0).float().mean() >= 0.5
 
 
+def test_the_recipes_run_in_order(capsys):
+    names = run_examples("recipes.md", 6)
+    assert capsys.readouterr().out.startswith("[(40, ")
+    assert (names["model"][0].weight == 0).float().mean() == 0.5
+
+
 @pytest.mark.parametrize(
     ("seeds", "words", "cell"), [((0,), "one seed", "0.500"), ((0, 1), "2 seeds, ", "0.500 ± 0.000")]
 )
@@ -74,8 +80,10 @@ def test_rows_that_are_measured_alone_leave_the_others_as_they_are(monkeypatch):
         ("training.md", "refresh", "benchmarks/torch_refresh.py"),
         ("training.md", "digits", "examples/train_digits.py"),
         ("training.md", "charlm", "examples/train_charlm.py"),
+        ("recipes.md", "recipes", "examples/train_recipes.py"),
         ("reconstruction.md", "transformer", "benchmarks/reconstruction_models.py"),
         ("reconstruction.md", "crepe-tiny", "benchmarks/reconstruction_models.py"),
+        ("reconstruction.md", "crepe-full", "benchmarks/reconstruction_models.py"),
         ("reconstruction.md", "reconstruction", "benchmarks/reconstruction_problems.py"),
     ],
 )
